@@ -59,7 +59,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
         raise PeerFault(Code.SIGNATURE, "r and s must be between 1 and the curve order")
     try:
         key = PublicKey.from_signature_and_message(signature[:64] + bytes((v - 27,)), digest, hasher=None)
-    except Exception as error:  # noqa: BLE001 - coincurve raises bare Exception and ValueError for a bad point
+    except Exception as error:
         raise PeerFault(Code.SIGNATURE, "the signature does not recover to a public key") from error
     return address_of(key)
 

@@ -99,7 +99,7 @@ def parse_amount(text: object, decimals: int, what: str = "amount") -> int:
         raise PeerFault(
             Code.AMOUNT, f"{what} {text} has {len(fraction)} digits after the point; {decimals} are allowed"
         )
-    value = int(whole) * 10**decimals + int(fraction.ljust(decimals, "0") or "0")
+    value: int = int(whole) * 10**decimals + int(fraction.ljust(decimals, "0") or "0")
     if value > UINT256_MAX:
         raise PeerFault(Code.AMOUNT, f"{what} {text} does not fit in 256 bits")
     return value
