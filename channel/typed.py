@@ -141,3 +141,7 @@ ORDER = TypedStruct(
 )
 CANCEL = TypedStruct("Cancel(address owner,bytes32 orderId)")
 LOGIN = TypedStruct("Login(address owner,uint64 expiryMs)")
+HELLO = TypedStruct(
+    "Hello(address from,address to,uint8 role,uint16 minVersion,uint16 maxVersion,bytes32 nonce,bytes32 peerNonce,"
+    "bytes32 key)"
+)
