@@ -292,7 +292,7 @@ def decode_app_data(raw: bytes) -> AppData:
     except ValueError as error:
         raise PeerFault(Code.ENCODING, f"appData is not the application data of a broker channel: {error}") from error
     for rows in (data.balance_updates, data.open_orders, data.collateral, data.prices):
-        if _normal(rows) != rows:  # type: ignore[type-var]
+        if _normal(rows) != rows:
             raise PeerFault(Code.ENCODING, "appData rows must ascend by their keys, without rows of zero")
     if any(row.side > 1 for row in data.open_orders):
         raise PeerFault(Code.ENCODING, "the side of open orders is 0 (buy) or 1 (sell)")
