@@ -94,11 +94,11 @@ def _open(position: Position, owner: int, call: CreateOrder) -> Position:
     return replace(
         position,
         orders=position.orders.set((owner, call.ref), order),
-        worst=_shift_worst(position.worst, order, call.lots),
+        worst=shift_worst(position.worst, order, call.lots),
     )
 
 
-def _shift_worst(worst: Map[tuple[int, Address], int], order: OpenOrder, lots: int) -> Map[tuple[int, Address], int]:
+def shift_worst(worst: Map[tuple[int, Address], int], order: OpenOrder, lots: int) -> Map[tuple[int, Address], int]:
     """Adds what `lots` more (or less) of an open order could make each side owe, at the order's limit."""
     market, venue = order.market, 1 - order.owner
     pays_quote, pays_base = (order.owner, venue) if order.side == 0 else (venue, order.owner)
@@ -127,7 +127,7 @@ def _apply_notice(position: Position, venue: int, notice: Notice, terms: Terms) 
         net = _settle(net, order, fill)
         value += fill_value(order, fill, terms)
     closes = notice.status in (Status.CANCELLED, Status.EXPIRED) or notice.left_lots == 0
-    worst = _shift_worst(position.worst, order, -(order.left_lots if closes else filled))
+    worst = shift_worst(position.worst, order, -(order.left_lots if closes else filled))
     orders = (
         position.orders.delete(key) if closes else position.orders.set(key, replace(order, left_lots=notice.left_lots))
     )
