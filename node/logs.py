@@ -110,11 +110,11 @@ class Log:
     def error(self, event: str, **fields: object) -> None:
         self._write(logging.ERROR, event, fields)
 
-    def exception(self, event: str, **fields: object) -> None:
-        """An error with the traceback of the exception being handled."""
-        self._write(logging.ERROR, event, fields, trace=True)
+    def exception(self, event: str, cause: BaseException | None = None, **fields: object) -> None:
+        """An error with the traceback of `cause`, or else of the exception being handled."""
+        self._write(logging.ERROR, event, fields, trace=cause or True)
 
-    def _write(self, level: int, event: str, fields: dict[str, object], trace: bool = False) -> None:
+    def _write(self, level: int, event: str, fields: dict[str, object], trace: bool | BaseException = False) -> None:
         if self._logger.isEnabledFor(level):
             self._logger.log(level, "%s", event, exc_info=trace, extra={_FIELDS: {**self._fields, **fields}})
 
