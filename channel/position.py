@@ -125,7 +125,7 @@ def _apply_notice(position: Position, venue: int, notice: Notice, terms: Terms) 
     net, value = position.net, position.matched_value
     for fill in notice.fills:
         net = _settle(net, order, fill)
-        value += fill_value(order, fill, terms)
+        value += fill_value_of(order.market.quote, order.market.quote_amount(fill.price_ticks, fill.lots), terms)
     closes = notice.status in (Status.CANCELLED, Status.EXPIRED) or notice.left_lots == 0
     worst = shift_worst(position.worst, order, -(order.left_lots if closes else filled))
     orders = (
@@ -134,10 +134,9 @@ def _apply_notice(position: Position, venue: int, notice: Notice, terms: Terms) 
     return replace(position, net=net, orders=orders, worst=worst, matched_value=value)
 
 
-def fill_value(order: OpenOrder, fill: Fill, terms: Terms) -> int:
-    """What a fill is worth in base units of the value token, rounded up (against matching on)."""
-    quote = order.market.quote_amount(fill.price_ticks, fill.lots)
-    return ceil_div(quote * terms.price(order.market.quote), PRICE_SCALE)
+def fill_value_of(quote_token: Address, quote_amount: int, terms: Terms) -> int:
+    """What a trade of `quote_amount` is worth in base units of the value token, rounded up (against matching on)."""
+    return ceil_div(quote_amount * terms.price(quote_token), PRICE_SCALE)
 
 
 def _settle(net: Map[Address, int], order: OpenOrder, fill: Fill) -> Map[Address, int]:
