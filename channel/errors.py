@@ -101,6 +101,7 @@ class Code(Enum):
     CONFIG = (-32216, "config.invalid")
     KEYFILE = (-32217, "keyfile.invalid")
     BUSY = (-32218, "node.busy")
+    CHAIN_REORG = (-32219, "chain.reorg")
     # broken invariants
     CONSERVATION = (-32230, "invariant.conservation")
     FORK = (-32231, "invariant.fork")

@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import rlp  # type: ignore[import-untyped]
@@ -450,7 +450,8 @@ class Evm:
         return bytes(computation.output)
 
     def estimate_gas(self, call: Call, block: object) -> int:
-        """What the call used with all the gas of a block, refunds not subtracted, and a quarter more.
+        """What the call used with all the gas of a block, refunds not subtracted, and a quarter more; doubled while it
+        fails with that.
 
         Not the least gas that does not revert: with that, a contract that catches a failing inner call could succeed
         here because its inner call ran out of gas.
@@ -460,7 +461,10 @@ class Evm:
         tokens = 4 * len(call.data) - 3 * call.data.count(0)
         floor = 21_000 + 10 * tokens  # EIP-7623: what a transaction costs at least for its data
         used: int = max(call.gas - computation.get_gas_remaining(), floor)
-        return min(call.gas, used * 5 // 4 + 5_000)
+        estimate = used * 5 // 4 + 5_000
+        while estimate < call.gas and self._execute(replace(call, gas=estimate), block).is_error:
+            estimate *= 2
+        return min(call.gas, estimate)
 
     def block_json(self, number: int, *, full: bool) -> dict[str, Any]:
         header = self.header(number)
