@@ -40,7 +40,9 @@ class Side(IntEnum):
 
 
 # The values that leave the book are NamedTuples: as immutable as a frozen dataclass, at a third of the cost to make,
-# and one of them is made for every operation.
+# and one of them is made for every operation. Where many are made, `_new(Fill, (...))` leaves out the Python frame that
+# `Fill(...)` costs.
+_new = tuple.__new__
 
 
 class Fill(NamedTuple):
@@ -160,28 +162,50 @@ class OrderBook:
         Raises LocalRefusal ORDER_TICK, ORDER_AMOUNT (outside 1 .. 2^63-1), ORDER_REPLAYED (an order with this id
         rests already) or BUSY (it would rest, and the book is full).
         """
-        _check_order(price_ticks, lots, max_notional_ticks)
+        if not (
+            0 < lots <= MAX_LOTS
+            and (price_ticks is None or 0 < price_ticks <= MAX_TICKS)
+            and max_notional_ticks is None
+        ):
+            _check_order(price_ticks, lots, max_notional_ticks)
         nodes = self._nodes
         if order_id in nodes:
             raise LocalRefusal(Code.ORDER_REPLAYED, "an order with this id rests in the book already")
-        half, other = self._halves if side == 0 else (self._asks, self._bids)
-        rests = rest and price_ticks is not None
-        fills: list[Fill] = []
-        left = lots
+        other = self._halves[1 - side]
         other_keys = other.keys
+        left = lots
+        fills: tuple[Fill, ...] = ()
         if other_keys and (price_ticks is None or other_keys[-1] >= other.sign * price_ticks):
-            left, capped = self._match(order_id, other, price_ticks, lots, max_notional_ticks, fills)
-            rests = rests and not capped
-        elif rests and len(nodes) >= self._max_orders:
+            fills, left, capped = self._match(order_id, other, price_ticks, lots, max_notional_ticks)
+            if left == 0:
+                return _new(Placement, (fills, 0, 0))
+            rest = rest and not capped
+        elif rest and len(nodes) >= self._max_orders and price_ticks is not None:
             # Only here: an order that crossed and still has something left has emptied a level, and so made room.
             raise LocalRefusal(Code.BUSY, f"the book is full: {self._max_orders} orders rest", limit=self._max_orders)
-        if left == 0:
-            return Placement(tuple(fills), 0, 0)
-        if not rests:
-            return Placement(tuple(fills), 0, left)
-        assert price_ticks is not None
-        self._rest(_Node(order_id, owner, side, price_ticks, left), half)
-        return Placement(tuple(fills), left, 0)
+        if not rest or price_ticks is None:
+            return _new(Placement, (fills, 0, left))
+
+        node = nodes[order_id] = _Node(order_id, owner, side, price_ticks, left)
+        half = self._halves[side]
+        key = half.sign * price_ticks
+        level = half.levels.get(key)
+        if level is None:
+            half.changes.setdefault(key, 0)
+            half.levels[key] = _Level(node)
+            keys = half.keys
+            if keys and key < keys[-1]:
+                insort(keys, key)
+            else:
+                keys.append(key)
+        else:
+            half.changes.setdefault(key, level.lots)
+            level.lots += left
+            tail = level.tail
+            tail.after = node
+            node.before = tail
+            level.tail = node
+        return _new(Placement, (fills, left, 0))
 
     def cancel(self, order_id: OrderId) -> Resting:
         """Take an order out and return it as it was. Raises LocalRefusal ORDER_UNKNOWN."""
@@ -205,7 +229,7 @@ class OrderBook:
             level.head = after
         else:
             half.forget_level(key)
-        return Resting(order_id, node.owner, node.side, node.price_ticks, node.lots)
+        return _new(Resting, (order_id, node.owner, node.side, node.price_ticks, node.lots))
 
     def reduce(self, order_id: OrderId, lots_left: int) -> Resting:
         """Make a resting order smaller, in its place in the queue; returns it as it now is.
@@ -326,9 +350,9 @@ class OrderBook:
         price_ticks: int | None,
         lots: int,
         max_notional_ticks: int | None,
-        fills: list[Fill],
-    ) -> tuple[int, bool]:
-        """Fill against `other`, appending to `fills`. Returns (lots left, whether the notional cap ended it)."""
+    ) -> tuple[tuple[Fill, ...], int, bool]:
+        """Fill against `other`. Returns (fills, lots left, whether the notional cap ended it)."""
+        fills: list[Fill] = []
         left = lots
         keys, levels, nodes = other.keys, other.levels, self._nodes
         limit_key = -MAX_TICKS - 1 if price_ticks is None else other.sign * price_ticks
@@ -340,7 +364,7 @@ class OrderBook:
             if max_notional_ticks is not None:
                 affordable = max_notional_ticks // price
                 if affordable == 0:
-                    return left, True
+                    return tuple(fills), left, True
                 if affordable < wanted:
                     wanted = affordable
                 max_notional_ticks -= min(wanted, level.lots) * price
@@ -352,12 +376,12 @@ class OrderBook:
                 if have > wanted:
                     node.lots = have - wanted
                     level.lots -= wanted
-                    fills.append(Fill(node.order_id, taker_id, price, wanted, have - wanted))
+                    fills.append(_new(Fill, (node.order_id, taker_id, price, wanted, have - wanted)))
                     wanted = 0
                     break
                 wanted -= have
                 level.lots -= have
-                fills.append(Fill(node.order_id, taker_id, price, have, 0))
+                fills.append(_new(Fill, (node.order_id, taker_id, price, have, 0)))
                 del nodes[node.order_id]
                 node = node.after
                 if node is not None:
@@ -367,28 +391,7 @@ class OrderBook:
                 other.forget_level(key)
             else:
                 level.head = node
-        return left, False
-
-    def _rest(self, node: _Node, half: _Half) -> None:
-        """Append a node to the queue of its price."""
-        key = half.sign * node.price_ticks
-        level = half.levels.get(key)
-        if level is None:
-            half.changes.setdefault(key, 0)
-            half.levels[key] = _Level(node)
-            keys = half.keys
-            if keys and key < keys[-1]:
-                insort(keys, key)
-            else:
-                keys.append(key)
-        else:
-            half.changes.setdefault(key, level.lots)
-            level.lots += node.lots
-            tail = level.tail
-            tail.after = node
-            node.before = tail
-            level.tail = node
-        self._nodes[node.order_id] = node
+        return tuple(fills), left, False
 
 
 def _check_order(price_ticks: int | None, lots: int, max_notional_ticks: int | None) -> None:
