@@ -22,6 +22,7 @@ sys.path.insert(0, str(FOLDER.parent))
 from contracts.artifacts import CONTRACT_NAMES, source_hash, stale_artifacts  # noqa: E402
 
 COMPILE_SECONDS = 300
+MAX_CODE_BYTES = 24_576  # EIP-170
 
 
 def main() -> int:
@@ -70,6 +71,9 @@ def _artifact(out: Path, name: str, sources: str) -> str:
     document: dict[str, Any] = json.loads((out / f"{name}.sol" / f"{name}.json").read_text(encoding="utf-8"))
     if document["bytecode"]["linkReferences"]:
         sys.exit(f"{name} has unlinked libraries; an artifact must deploy as it is")
+    code_bytes = len(document["deployedBytecode"]["object"].removeprefix("0x")) // 2
+    if code_bytes > MAX_CODE_BYTES:
+        sys.exit(f"{name} has {code_bytes} bytes of code; chains accept {MAX_CODE_BYTES}")
     metadata = document["metadata"]
     settings = metadata["settings"]
     artifact = {
