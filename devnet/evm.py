@@ -17,6 +17,7 @@ Source: py-evm (the machine under eth-tester), the execution-apis specification 
 import heapq
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -50,6 +51,9 @@ FAUCET_SECRET = keccak(b"xln devnet faucet")  # public on purpose: it is worth n
 FAUCET_WEI = 10**30
 _ERROR_SELECTOR = bytes.fromhex("08c379a0")  # Error(string)
 _PANIC_SELECTOR = bytes.fromhex("4e487b71")  # Panic(uint256)
+
+
+_QUANTITY_RE = re.compile(r"0x[0-9a-fA-F]{1,64}", re.ASCII)
 
 
 class RpcError(Exception):
@@ -229,12 +233,11 @@ class Evm:
                 or transaction.max_fee_per_gas < header.base_fee_per_gas
             ):
                 continue
-            snapshot = vm.state.snapshot()
             try:
                 receipt, _ = vm.apply_transaction(header, transaction)
             except ValidationError:
-                # It was valid when it came in and is not any more, such as a balance spent by an earlier one.
-                vm.state.revert(snapshot)
+                # It was valid when it came in and is not any more, such as a balance spent by an earlier one. The
+                # machine validates before it changes anything.
                 self._pool.drop(transaction)
                 continue
             header = vm.increment_blob_gas_used(vm.add_receipt_to_header(header, receipt), transaction)
@@ -619,11 +622,8 @@ def int_bytes(value: int) -> bytes:
 
 def parse_int(text: object) -> int:
     """A quantity; leading zeros are tolerated."""
-    if isinstance(text, str) and text.startswith("0x") and 2 < len(text) <= 66:
-        try:
-            return int(text[2:], 16)
-        except ValueError:
-            pass
+    if isinstance(text, str) and _QUANTITY_RE.fullmatch(text):
+        return int(text, 16)
     raise invalid(f"expected a 0x quantity, not {str(text)[:40]!r}")
 
 
