@@ -24,10 +24,10 @@ MAX_INTEGER = 2**53 - 1
 _MAX_INTEGER_CHARS = 17  # a sign and 16 digits; checked before int(), which is quadratic and refuses 4,300 digits
 _MAX_SHOWN_CHARS = 40  # of what the peer sent, in a message
 # A string, also one that never ends: each branch is possessive, so the scan is linear whatever comes in.
-_STRING_RE = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_STRING_RE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _SURROGATE_RE = re.compile(r"\\u[dD][89a-fA-F]")
-_NOT_BRACKETS_RE = re.compile(r"[^\[\]{}]++")
-_BRACES_TO_BRACKETS = str.maketrans("{}", "[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_BRACES_TO_BRACKETS = bytes.maketrans(b"{}", b"[]")
 
 
 def loads(data: bytes | str, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> object:
@@ -78,11 +78,11 @@ _OPTIONS = (
 
 def _check_depth(text: str, max_depth: int) -> None:
     """Raises PeerFault PARSE when brackets nest deeper, or do not pair up. A few linear passes, no recursion."""
-    left = _NOT_BRACKETS_RE.sub("", _STRING_RE.sub("", text)).translate(_BRACES_TO_BRACKETS)
+    left = _STRING_RE.sub(b"", text.encode()).translate(_BRACES_TO_BRACKETS, _NOT_BRACKETS)
     for _ in range(max_depth):
         if not left:
             return
-        left = left.replace("[]", "")  # one level from the inside
+        left = left.replace(b"[]", b"")  # one level from the inside
     if left:
         raise PeerFault(Code.PARSE, f"brackets nest deeper than {max_depth} levels, or do not pair up")
 

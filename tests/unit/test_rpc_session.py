@@ -306,6 +306,12 @@ def test_own_hello_sent_back() -> None:
     assert_fails(b, Code.SESSION_SEALED)
 
 
+def test_a_node_that_dials_itself() -> None:
+    b = listener()
+    deliver(dialer(BOB, expected=BOB.address), b)
+    assert_fails(b, Code.SESSION_HELLO)
+
+
 def test_a_replayed_dialer_hello_gets_nowhere() -> None:
     a, first = dialer(), listener()
     hello = only(a.data_to_send())
@@ -375,7 +381,10 @@ def test_cut_extended_and_sent_back() -> None:
         _, b, frames = three_frames()
         b.receive_data(change(frames[0]))
         assert_fails(b, Code.SESSION_SEALED)
-    a, _, frames = three_frames()
+    a, b, frames = three_frames()
+    b.send(b"so that the next count is the same in both directions")
+    deliver(b, a)
+    a.events_received()
     a.receive_data(frames[0])
     assert_fails(a, Code.SESSION_SEALED)
 
