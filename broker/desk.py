@@ -1,9 +1,9 @@
 """One channel at work: this node's side of the protocol, between the pure transition and the exchange.
 
 The desk makes this node's entries (dense sequence, hash chain, signature), signs proposals, countersignatures and
-refusals, and keeps what must be sent again after a reconnect. It does no I/O: it returns effects, and the shell releases
-them after the commit. Signatures are deterministic (RFC 6979), so replaying the node's actions makes the same bytes.
-DESIGN sections 4 and 5.
+refusals, and keeps what must be sent again after a reconnect. It does no I/O: it returns effects, and the shell
+releases them after the commit. Signatures are deterministic (RFC 6979), so replaying the node's actions makes the same
+bytes. DESIGN sections 4 and 5.
 """
 
 from collections.abc import Sequence
@@ -149,8 +149,8 @@ class Desk:
     def objection(self, order: OpenOrder, *, counted: bool, extra_quote: int = 0) -> tuple[Code, str] | None:
         """Why `order` must not be taken on, or None: phase, cover of both sides, the limit U.
 
-        `counted`: the view has the order already (the peer's entry brought it). `extra_quote`: quote base units that its
-        fills would move above its limit (a sell that is filled at better prices).
+        `counted`: the view has the order already (the peer's entry brought it). `extra_quote`: quote base units that
+        its fills would move above its limit (a sell that is filled at better prices).
         """
         channel, terms = self.channel, self.channel.terms
         if channel.phase is not Phase.ACTIVE:
