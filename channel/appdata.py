@@ -291,9 +291,10 @@ def decode_app_data(raw: bytes) -> AppData:
         )
     except ValueError as error:
         raise PeerFault(Code.ENCODING, f"appData is not the application data of a broker channel: {error}") from error
-    for rows in (data.balance_updates, data.open_orders, data.collateral, data.prices):
-        if _normal(rows) != rows:
-            raise PeerFault(Code.ENCODING, "appData rows must ascend by their keys, without rows of zero")
+    arrays: tuple[Sequence[AnyRow], ...] = (data.balance_updates, data.open_orders, data.collateral, data.prices)
+    for rows in arrays:
+        if any(row.is_zero for row in rows) or any(first.key >= second.key for first, second in pairwise(rows)):
+            raise PeerFault(Code.ENCODING, "appData rows must ascend by their keys, each once, without rows of zero")
     if any(row.side > 1 for row in data.open_orders):
         raise PeerFault(Code.ENCODING, "the side of open orders is 0 (buy) or 1 (sell)")
     if data.encode() != raw:

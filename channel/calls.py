@@ -179,7 +179,7 @@ def _create(params: dict[str, Any], call_id: CallId, ref: int, context: _Context
     market = terms.market(MarketId(parse_hash(params["market"], "market")))
     if market is None or market.holder != entry.to:
         raise PeerFault(Code.ORDER_MARKET, f"the terms list no such market of {format_address(entry.to)}")
-    if params["side"] not in SIDES or params["tif"] not in TimeInForce.__members__:
+    if params["side"] not in SIDES or params["tif"] not in tuple(TimeInForce.__members__):  # unhashable is just wrong
         raise PeerFault(Code.PARAMS, 'side must be "b" or "s", tif "GTC" or "IOC"')
     side, tif = SIDES.index(params["side"]), TimeInForce[params["tif"]]
     price = _bounded(params["price"], 1, MAX_TICKS, Code.ORDER_TICK, "price in ticks")

@@ -44,5 +44,5 @@ def is_covered(position: Position, debtor: int, lock: CollateralLock | None, ter
 def required_lock(value: int, token: Address, terms: Terms) -> int:
     """The least base units of `token` that cover `value` of the value token; rounded up."""
     entry = terms.token(token)
-    numerator = value * terms.cover_ratio_bps * PRICE_SCALE
-    return ceil_div(numerator, terms.price(token) * (BPS - entry.haircut_bps))
+    needed = ceil_div(value * terms.cover_ratio_bps, BPS)  # what `lock_value`, which rounds down, must reach
+    return ceil_div(needed * PRICE_SCALE * BPS, terms.price(token) * (BPS - entry.haircut_bps))

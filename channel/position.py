@@ -22,7 +22,7 @@ from channel.state import FixedPart
 from channel.terms import PRICE_SCALE, Market, Terms
 from channel.units import ZERO_HASH, Address, Hash, MarketId, ceil_div
 
-MAX_OPEN_ORDERS = 4096
+MAX_OPEN_ORDERS = 4096  # of each owner: a bound on both together would depend on how their entries interleave
 OrderKey = tuple[int, int]  # (index of the owner, reference)
 
 
@@ -47,6 +47,7 @@ class Position:
     net: Map[Address, int] = field(default_factory=Map)
     orders: Map[OrderKey, OpenOrder] = field(default_factory=Map)
     worst: Map[tuple[int, Address], int] = field(default_factory=Map)
+    open_counts: tuple[int, int] = (0, 0)
     last_seq: tuple[int, int] = (0, 0)
     last_hash: tuple[Hash, Hash] = (ZERO_HASH, ZERO_HASH)
     matched_value: int = 0
@@ -60,6 +61,8 @@ class Position:
 def apply_entry(position: Position, entry: Entry, calls: tuple[Call, ...], fixed: FixedPart, terms: Terms) -> Position:
     """Folds one entry. Raises PeerFault ENTRY_GAP, ENTRY_PREV or ENTRY_INVALID; the position is unchanged then."""
     sender = fixed.index_of(entry.sender)
+    if entry.channel_id != fixed.channel_id:
+        raise PeerFault(Code.ENTRY_INVALID, "the entry is of another channel")
     if entry.seq != position.last_seq[sender] + 1:
         raise PeerFault(
             Code.ENTRY_GAP, f"entry {entry.seq} where {position.last_seq[sender] + 1} is next", next=position.last_seq
@@ -88,13 +91,15 @@ def _with(pair: tuple, index: int, value: object) -> tuple:  # type: ignore[type
 
 
 def _open(position: Position, owner: int, call: CreateOrder) -> Position:
-    if len(position.orders) >= MAX_OPEN_ORDERS:
-        raise PeerFault(Code.ENTRY_INVALID, f"a channel has at most {MAX_OPEN_ORDERS} open orders")
+    count = position.open_counts[owner]
+    if count >= MAX_OPEN_ORDERS:
+        raise PeerFault(Code.ENTRY_INVALID, f"a broker has at most {MAX_OPEN_ORDERS} open orders in a channel")
     order = OpenOrder(owner, call.ref, call.market, call.side, call.price_ticks, call.lots, call.authority.order_id)
     return replace(
         position,
         orders=position.orders.set((owner, call.ref), order),
         worst=shift_worst(position.worst, order, call.lots),
+        open_counts=_with(position.open_counts, owner, count + 1),
     )
 
 
@@ -131,7 +136,8 @@ def _apply_notice(position: Position, venue: int, notice: Notice, terms: Terms) 
     orders = (
         position.orders.delete(key) if closes else position.orders.set(key, replace(order, left_lots=notice.left_lots))
     )
-    return replace(position, net=net, orders=orders, worst=worst, matched_value=value)
+    counts = _with(position.open_counts, order.owner, position.open_counts[order.owner] - closes)
+    return replace(position, net=net, orders=orders, worst=worst, open_counts=counts, matched_value=value)
 
 
 def fill_value_of(quote_token: Address, quote_amount: int, terms: Terms) -> int:

@@ -39,7 +39,8 @@ class ReplayedFill:
 
 @dataclass(slots=True, kw_only=True)
 class Replay:
-    """The running result. `last` is the highest co-signed state; `orders` has every signed order by its id."""
+    """The running result. `last` is the highest co-signed state; `orders` has every signed order by its id, and
+    `brokers` the participant index of the broker whose custody it was signed for."""
 
     fixed: FixedPart
     terms: Terms
@@ -51,6 +52,7 @@ class Replay:
     entries: int = 0
     fills: list[ReplayedFill] = field(default_factory=list)
     orders: dict[Hash, SignedOrder] = field(default_factory=dict)
+    brokers: dict[Hash, int] = field(default_factory=dict)
     locks: tuple[CollateralLock | None, CollateralLock | None] = (None, None)
     _waiting: dict[tuple[int, int], tuple[Entry, tuple[Call, ...]]] = field(default_factory=dict)
 
@@ -65,7 +67,11 @@ class Replay:
                 self._lock(record)
             case OrderRecord():
                 verify_order(record.order)
-                self.orders[record.order.order_id] = record.order
+                self._order(record.order, record.broker)
+
+    def _order(self, signed: SignedOrder, broker: int) -> None:
+        self.orders[signed.order_id] = signed
+        self.brokers[signed.order_id] = broker
 
     @property
     def unlisted_entries(self) -> int:
@@ -115,6 +121,8 @@ class Replay:
             journal_head=next_journal_head(self.last.journal_head if self.last else ZERO_HASH, record.turn, hashes),
         )
         state = proposal.state
+        if state.is_final and (position.orders or position.net != self.position.net):
+            raise PeerFault(Code.ATTEST_JOURNAL, "a final state has no open orders and the outcome of the turn before")
         if state.state_hash != record.state_hash:
             raise PeerFault(
                 Code.ATTEST_JOURNAL, f"turn {record.turn}: the entries lead to another state than was signed"
@@ -137,7 +145,7 @@ class Replay:
         for call in calls:
             match call:
                 case CreateOrder():
-                    self.orders[call.authority.order_id] = call.authority
+                    self._order(call.authority, sender)
                 case Notice() if call.fills:
                     order = position.orders.get((1 - sender, call.ref))
                     if order is None:
@@ -169,18 +177,24 @@ def replay(fixed: FixedPart, terms: Terms, xln: Address, records: Iterable[Recor
 
 
 def require_authorised(result: Replay) -> None:
-    """A user-signed order behind both sides of every fill: price, side, market and amount.
+    """A user-signed order behind both sides of every fill, each of a user of its own broker.
 
-    Both brokers' orders must be among the records (creates carry the owner's; the venue's come as order records).
+    Checked are side, market, price and amount. Both brokers' orders must be among the records (creates carry the
+    owner's; the venue's come as order records).
     Raises PeerFault ATTEST_ORDER.
     """
     filled: dict[Hash, int] = {}
     for fill in result.fills:
-        for order_id, side in ((fill.owner_order, fill.owner_side), (fill.counter_order, 1 - fill.owner_side)):
+        owner = (fill.owner_order, fill.owner_side, 1 - fill.venue)
+        counter = (fill.counter_order, 1 - fill.owner_side, fill.venue)
+        for order_id, side, broker in (owner, counter):
             name = f"order {format_hex(order_id)}"
             signed = result.orders.get(order_id)
             if signed is None:
                 raise PeerFault(Code.ATTEST_ORDER, f"{name}, which a fill names, is not signed by anybody")
+            if result.brokers[order_id] != broker:
+                # Else a venue could pass off the peer's users' orders as those of its own users, whose funds it pays.
+                raise PeerFault(Code.ATTEST_ORDER, f"{name} is of a user of the other broker")
             order = signed.order
             home = result.terms.market(order.market_id)
             if home is None or not home.same_shape(fill.market):

@@ -39,6 +39,7 @@ from channel.units import (
 
 MAX_TOKENS = 32
 MAX_MARKETS = 32  # two rows of open orders each: a state has at most 64
+MAX_LOT_BASE = 2**128 - 1  # times the lots of all orders it stays far below 2^256
 BPS = 10_000
 PRICE_SCALE = 10**18
 MAX_PRICE_DIGITS = 18
@@ -208,8 +209,8 @@ def _require_consistent(terms: Terms) -> None:
     for market in terms.markets:
         if market.base not in by_address or market.quote not in by_address or market.base == market.quote:
             raise PeerFault(Code.CHANNEL_TERMS, "base and quote of a market are two tokens of the terms")
-        if not 0 < market.tick_quote <= UINT64_MAX or not 0 < market.lot_base <= UINT256_MAX:
-            raise PeerFault(Code.CHANNEL_TERMS, "tick and lot of a market are above zero")
+        if not 0 < market.tick_quote <= UINT64_MAX or not 0 < market.lot_base <= MAX_LOT_BASE:
+            raise PeerFault(Code.CHANNEL_TERMS, "tick and lot of a market are above zero, below 2^64 and 2^128")
         tick_scale(market, by_address[market.base].decimals, by_address[market.quote].decimals)
 
 

@@ -15,7 +15,10 @@ What is missing in this table is an error. Rules (DESIGN section 4):
 2. A refusal burns the turn: the next turn is the other side's, on top of the last co-signed state. Turns strictly
    increase, gaps only where a turn was burnt.
 3. Entries of both sides flow at any time; the mover lists those it holds that are in no state yet, in its own order.
-4. Whoever has proposed a final state signs nothing else.
+4. A final state has the outcome of the turn before, no open orders, and lists every entry that is left. Whoever has
+   proposed one signs nothing else any more, except final states with the same outcome: the other side may still sign
+   the first one, and must not gain by that. Orders that crossed the final proposal are cancelled by their venue, and a
+   later final state lists them.
 5. Cover is tested on every turn that raises what is owed; `view` (co-signed position and all pending entries) is what
    admission looks at, so that what a proposal reserved stays reserved until a higher turn is co-signed.
 
@@ -97,6 +100,7 @@ class Channel:
     view: Position = field(default_factory=Position)
     pending: tuple[Pending, ...] = ()
     mine: Proposal | None = None
+    final_outcome: Hash | None = None  # the outcome of the final state that this node has signed, see rule 4
     locks: tuple[CollateralLock | None, CollateralLock | None] = (None, None)
     locks_confirmed: tuple[bool, bool] = (False, False)
     frozen_by: tuple[Code, str] | None = None
@@ -186,10 +190,19 @@ def add_entry(channel: Channel, entry: Entry, calls: tuple[Call, ...]) -> Channe
     """Takes the next entry of either side into the view.
 
     Raises PeerFault CHANNEL_PHASE before turn 1 and after the final state, ENTRY_* when it does not apply, and
-    LocalRefusal BUSY when too many are pending.
+    LocalRefusal CHANNEL_PHASE for an own entry while an own final proposal may be countersigned, BUSY when too many are
+    pending.
     """
-    if channel.phase not in (Phase.ACTIVE, Phase.CLOSING) or (channel.mine and channel.mine.state.is_final):
+    if channel.phase not in (Phase.ACTIVE, Phase.CLOSING):
         raise PeerFault(Code.CHANNEL_PHASE, f"the channel is {channel.phase.value}: it takes no entries")
+    mine, peer = channel.mine, 1 - channel.me
+    if (
+        mine is not None
+        and mine.state.is_final
+        and entry.sender == channel.fixed.participants[channel.me]
+        and channel.view.last_seq[peer] == mine.position.last_seq[peer]  # else the peer must refuse: it has sent more
+    ):
+        raise LocalRefusal(Code.CHANNEL_PHASE, "a final state is proposed: it would not list this entry")
     if len(channel.pending) >= MAX_PENDING:
         raise LocalRefusal(Code.BUSY, "too many entries wait for a state")
     view = apply_entry(channel.view, entry, calls, channel.fixed, channel.terms)
@@ -229,16 +242,28 @@ def propose(channel: Channel, now_ms: int) -> tuple[Channel, Proposal | None]:
             if not _opening_ready(channel):
                 return channel, None
             proposal = _derive(channel, channel.next_turn, False, _time(channel, now_ms), ())
-        case Phase.ACTIVE | Phase.CLOSING if channel.pending:
+        case Phase.ACTIVE | Phase.CLOSING:
+            final = _final(channel, now_ms) if channel.phase is Phase.CLOSING else None
+            if final is not None:
+                return replace(channel, mine=final, final_outcome=final.state.outcome_hash), final
+            if not channel.pending or channel.final_outcome is not None:
+                return channel, None
             runs = _runs(channel.pending)
             proposal = _derive(channel, channel.next_turn, False, _time(channel, now_ms), runs)
             if _uncovered(channel, proposal.position) is not None:
                 return channel, None  # the venue's cancellation of what is not covered is on its way
-        case Phase.CLOSING if not channel.view.orders:
-            proposal = _derive(channel, channel.next_turn, True, _time(channel, now_ms), ())
         case _:
             return channel, None
     return replace(channel, mine=proposal), proposal
+
+
+def _final(channel: Channel, now_ms: int) -> Proposal | None:
+    """The final state, if everything that is left fits one: no open orders, and the outcome of the turn before."""
+    runs = _runs(channel.pending)
+    if channel.view.orders or channel.view.net != channel.position.net:
+        return None
+    proposal = _derive(channel, channel.next_turn, True, _time(channel, now_ms), runs)
+    return proposal if proposal.position.last_seq == channel.view.last_seq else None
 
 
 def receive_proposal(
@@ -287,8 +312,12 @@ def _objection(
     if is_final:
         if channel.phase is not Phase.CLOSING:
             return Code.CHANNEL_FINAL, "nobody has asked to close the channel"
-        if proposal.runs or channel.pending or channel.view.orders:
+        if proposal.position.last_seq != channel.view.last_seq or channel.view.orders:
             return Code.CHANNEL_FINAL, "a final state has no open orders and no entries after it"
+        if proposal.position.net != channel.position.net:
+            return Code.CHANNEL_FINAL, "a final state has the outcome of the turn before"
+    elif channel.final_outcome is not None:
+        return Code.CHANNEL_FINAL, "this node has signed a final state, and signs only final states now"
     elif channel.phase is not Phase.OPENING and not proposal.runs:
         return Code.CHANNEL_ENTRIES, "a turn lists at least one entry"
     if proposal.state.state_hash != state_hash:
@@ -317,7 +346,7 @@ def receive_refusal(channel: Channel, turn: int, state_hash: Hash) -> tuple[Chan
 
     Raises PeerFault CHANNEL_TURN for anything that is not outstanding.
     """
-    if turn <= channel.burnt_turn and channel.mine is None:
+    if turn <= channel.burnt_turn:
         return channel, False
     mine = channel.mine
     if mine is None or (turn, state_hash) != (mine.state.turn, mine.state.state_hash):
@@ -347,7 +376,9 @@ def _cosign(channel: Channel, proposal: Proposal) -> Channel:
     last_a, last_b = proposal.position.last_seq
     pending = tuple(p for p in channel.pending if p.entry.seq > (last_a if p.sender == 0 else last_b))
     phase = channel.phase
-    if proposal.state.is_final:
+    if phase is Phase.FROZEN:
+        pass  # what both have signed is kept as evidence; the channel stays stopped
+    elif proposal.state.is_final:
         phase = Phase.FINAL
     elif phase is Phase.OPENING and channel.cosigned is not None:
         phase = Phase.ACTIVE  # the second co-signed state carries both locks, seen on chain
