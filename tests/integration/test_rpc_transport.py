@@ -479,6 +479,7 @@ class Owner:
         self.identity = identity
         self.up: dict[Address, Connection] = {}
         self.ups = 0
+        self.down_takes_s = 0.0
         self.messages: list[Message] = []
         self.on_message_hook: Callable[[Connection, Message], Awaitable[None]] | None = None
 
@@ -488,6 +489,7 @@ class Owner:
         self.ups += 1
 
     async def on_down(self, peer: Address) -> None:
+        await asyncio.sleep(self.down_takes_s)
         del self.up[peer]
 
     async def on_message(self, connection: Connection, message: Message) -> None:
@@ -602,6 +604,27 @@ async def test_a_dead_connection_does_not_keep_its_peer_out() -> None:
         assert not low.up[HIGH.address].dialled
         stale._ws.transport.abort()
         await newcomer.close()
+
+
+async def test_a_newer_connection_of_the_same_dialler_takes_over_in_order_and_nobody_dials_meanwhile() -> None:
+    low, high = Owner(LOW), Owner(HIGH)
+    low.down_takes_s = 0.1
+    async with low.links().running() as low_links, high.links().running() as high_links:
+        first = await connect(url(low_links), HIGH, LOW.address, QUICK)
+        await first.notify("a", {})
+        await eventually(lambda: low.messages)
+        low_links.add(HIGH.address, url(high_links))  # waits, as there is a connection
+        second = await connect(url(low_links), HIGH, LOW.address, QUICK)
+        await second.notify("b", {})
+        await eventually(lambda: len(low.messages) == 2)  # Owner.on_up checks that on_down came first
+        await first.wait_closed()
+        await asyncio.sleep(0.3)
+        assert low.ups == 2
+        assert high.ups == 0
+        assert second.is_open
+        low.down_takes_s = 0
+        await second.close()
+        await eventually(lambda: high.ups == 1)
 
 
 async def test_a_fault_in_a_handler_ends_its_connection_only() -> None:
