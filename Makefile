@@ -22,14 +22,13 @@ FLOW ?= $(XLN_FLOW)
 
 .PHONY: help
 help: ## this list
-	@echo "make demo [FLOW=file.csv] [ARGS=…]   the whole network on this machine (needs Python 3.11 and make)"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1   \2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	  printf 'make %-10s %s\n' "$$name" "$$text"; done
 
 # ---- what people run
 
 .PHONY: demo
-demo: $(VENV)/.stamp-run ## two brokers, XLN and a chain: deposits, trades, settlement, withdrawals
+demo: $(VENV)/.stamp-run ## two brokers, XLN and a chain, from deposit to withdrawal (FLOW=file.csv ARGS=…)
 	@$(VENV)/bin/xln-demo run $(if $(FLOW),--flow "$(FLOW)") $(ARGS)
 
 .PHONY: test
@@ -64,9 +63,11 @@ sim: $(VENV)/.stamp-dev ## the state machines and simulations, for long
 
 .PHONY: security
 security: .venv-slither/.stamp .venv-halmos/.stamp $(NODE_MODULES) $(VENV)/.stamp-dev ## slither and halmos on the contracts
-	cd contracts && PATH="$(CURDIR)/.venv-slither/bin:$$PATH" slither . --compile-force-framework foundry --exclude-dependencies \
-	  --filter-paths "node_modules|test" --fail-high
-	cd contracts && PATH="$(CURDIR)/.venv-halmos/bin:$$PATH" halmos --function check_ --loop 4 --solver-timeout-assertion 60000
+	cd contracts && PATH="$(CURDIR)/.venv-slither/bin:$$PWD/node_modules/.bin:$$PATH" slither . \
+	  --compile-force-framework foundry --filter-paths "node_modules|test" --fail-high
+	@if grep -rqs 'function check_' contracts/test; then \
+	  cd contracts && PATH="$(CURDIR)/.venv-halmos/bin:$$PWD/node_modules/.bin:$$PATH" halmos --function check_ --loop 4; \
+	else echo "halmos: there are no symbolic tests (function check_…) in contracts/test"; fi
 
 .PHONY: clean
 clean: ## remove what tests and builds leave behind
@@ -84,7 +85,13 @@ lock: $(VENV)/.stamp-dev ## resolve the lock files again, after a change in pypr
 
 # ---- set-up
 
-# Made anew when the checkout was moved: console scripts hold the path of their interpreter.
+# Console scripts hold the path of their interpreter: when the checkout was moved, or that Python is gone, all is redone.
+ifneq ($(wildcard $(VENV)/.stamp-venv),)
+  ifneq ($(shell grep -qsF "$(CURDIR)/" $(VENV)/bin/pip && $(PY) -c "" 2>/dev/null && echo ok),ok)
+    $(shell rm -f $(VENV)/.stamp-*)
+  endif
+endif
+
 $(VENV)/.stamp-venv: tools/make-venv
 	@tools/make-venv $(VENV)
 	@touch $@
@@ -100,10 +107,9 @@ $(VENV)/.stamp-dev: requirements-dev.lock $(VENV)/.stamp-run
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(NODE_MODULES): contracts/package-lock.json requirements-node.lock tools/node $(VENV)/.stamp-venv
+$(NODE_MODULES): contracts/package-lock.json requirements-node.lock tools/node tools/contract-tools | $(VENV)/.stamp-venv
 	@tools/node $(VENV)
-	@echo "installing the contract tools of contracts/package-lock.json"
-	@cd contracts && npm ci --no-audit --no-fund --loglevel=error
+	@tools/contract-tools
 	@touch $@
 
 .venv-slither/.stamp: Makefile
