@@ -21,7 +21,8 @@ Identity, per token, after every call (DESIGN section 8, for broker X with peers
 
 Errors: LocalRefusal where a user asks for more than he has (ORDER_BALANCE, BALANCE), an amount is out of range
 (AMOUNT), or a bound is met (BUSY); InvariantBroken CONSERVATION where our own code asks for what cannot be (unlocking
-more than is locked). Either way nothing has changed. Amounts are base units, 0 <= amount < 2^256; 0 is allowed and does nothing.
+more than is locked). Either way nothing has changed. Amounts are base units, 0 <= amount < 2^256; 0 is allowed and
+moves nothing.
 Not here: a deposit that was confirmed is final (choose the confirmations so).
 
 Source: DESIGN section 8; house rule 1 (no clock, no I/O).
@@ -329,7 +330,7 @@ class Ledger:
         if book.payable() < amount:
             raise LocalRefusal(
                 Code.BALANCE,
-                f"{max(0, book.payable())} base units of {format_address(token)} can be withdrawn before channels are settled",
+                f"until channels are settled, {max(0, book.payable())} base units of {format_address(token)} can leave",
                 needed=amount,
                 payable=book.payable(),
             )
