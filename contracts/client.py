@@ -45,7 +45,7 @@ from contracts.events import RawLog, parse_log
 
 DEADLINE_S = 10.0
 RECEIPT_DEADLINE_S = 120.0
-RECEIPT_POLL_S = 0.2
+RECEIPT_POLL_S = 0.1
 RECEIPT_POLL_MAX_S = 1.0
 ANSWER_MAX_BYTES = 32 * 1024 * 1024
 CONNECTIONS_MAX = 16
@@ -349,9 +349,11 @@ class ChainClient:
                 return True
             except _RpcFailure as failure:
                 message = failure.message.lower()
+                # The same bytes are the same transaction, whoever sent them first: an earlier attempt, or a gateway
+                # that spreads what it gets. To sign the call anew could execute it twice.
                 if "already known" in message or "already imported" in message:
                     return True
-                if "nonce too low" in message:  # ours, from an attempt whose answer was lost, or another one's
+                if "nonce too low" in message:
                     return await self.receipt(Hash(keccak(raw))) is not None
                 if "underpriced" in message and "replacement" in message:
                     return False
