@@ -42,11 +42,12 @@ library ExitFormat {
         return abi.decode(assetMetadata.metadata, (uint256, address));
     }
 
-    /// @notice The address that an allocation pays: 12 zero bytes, then the address.
+    /// @notice The address that an allocation pays: 12 zero bytes, then the address. Nobody is paid at address zero.
     function payee(Allocation memory allocation) internal pure returns (address) {
-        if (allocation.allocationType != SIMPLE || uint256(allocation.destination) >> 160 != 0) {
+        uint256 destination = uint256(allocation.destination);
+        if (allocation.allocationType != SIMPLE || destination == 0 || destination >> 160 != 0) {
             revert ExitFormatInvalid();
         }
-        return address(uint160(uint256(allocation.destination)));
+        return address(uint160(destination));
     }
 }

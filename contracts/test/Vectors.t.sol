@@ -133,6 +133,9 @@ contract VectorsTest is Base {
         ExitFormat.Allocation memory allocation = ExitFormat.Allocation(bytes32(uint256(1) << 160), 1, 0, "");
         vm.expectRevert(abi.encodeWithSelector(ExitFormat.ExitFormatInvalid.selector));
         harness.payee(allocation);
+        allocation = ExitFormat.Allocation(0, 1, 0, "");
+        vm.expectRevert(abi.encodeWithSelector(ExitFormat.ExitFormatInvalid.selector));
+        harness.payee(allocation);
         allocation = ExitFormat.Allocation(bytes32(uint256(1)), 1, 1, "");
         vm.expectRevert(abi.encodeWithSelector(ExitFormat.ExitFormatInvalid.selector));
         harness.payee(allocation);

@@ -1,6 +1,6 @@
 """Compile the contracts with forge and write `contracts/artifacts/<Name>.json`; or check that they are up to date.
 
-    python contracts/tools/build.py                  compile and write (needs Node, after `npm ci` in contracts/)
+    python contracts/tools/build.py                  compile and write (needs Node and `npm install --no-save`)
     python contracts/tools/build.py --check          compile, compare, write nothing; status 1 names each difference
     python contracts/tools/build.py --check-sources  compare hashes only: no Node, no compiler
 
@@ -9,8 +9,6 @@ Artifacts are deterministic: sorted keys, no paths, no metadata hash in the byte
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,8 +18,8 @@ FOLDER = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(FOLDER.parent))
 
 from contracts.artifacts import CONTRACT_NAMES, source_hash, stale_artifacts  # noqa: E402
+from contracts.tools.forge import run_forge  # noqa: E402
 
-COMPILE_SECONDS = 300
 MAX_CODE_BYTES = 24_576  # EIP-170
 
 
@@ -45,22 +43,9 @@ def main() -> int:
 
 def compile_contracts() -> dict[str, str]:
     """Fresh artifacts: contract name to JSON text. Exits with forge's output when it does not compile."""
-    forge = FOLDER / "node_modules" / ".bin" / "forge"
-    if not forge.exists():
-        sys.exit("forge is missing: run `npm ci` in contracts/ first")
-    # The virtual environment's bin comes first, so that a Node from PyPI in it is found by the scripts' `env node`.
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     with tempfile.TemporaryDirectory() as out:
-        command = [str(forge), "build", "--force", "--out", out, "--cache-path", str(Path(out) / "cache"), "src"]
-        run = subprocess.run(  # noqa: S603
-            command,
-            cwd=FOLDER,
-            env=os.environ | {"PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_SECONDS,
-            check=False,
-        )
+        cache = str(Path(out) / "cache")
+        run = run_forge("build", "--force", "--out", out, "--cache-path", cache, "src", capture=True)
         if run.returncode != 0:
             sys.exit(f"forge build failed\n{run.stdout}{run.stderr}")
         sources = source_hash(FOLDER)
