@@ -195,6 +195,15 @@ def test_notional_cap_ends_the_matching_and_cancels_the_remainder() -> None:
     assert put(book, 5, BUY, 100, 1, cap=0) == Placement((), 1, 0)  # the cap is on what is matched
 
 
+def test_notional_cap_of_a_seller_reaches_cheaper_levels() -> None:
+    book = OrderBook()
+    put(book, 1, BUY, 100, 1)
+    put(book, 2, BUY, 10, 9)
+    assert book.preview(SELL, None, 8, 150) == ((100, 1), (10, 5))
+    fills = put(book, 3, SELL, None, 8, cap=150).fills
+    assert [(fill.price_ticks, fill.lots) for fill in fills] == [(100, 1), (10, 5)]
+
+
 def test_preview_is_what_place_then_does_and_changes_nothing() -> None:
     book = OrderBook()
     for number, (price, lots) in enumerate([(100, 2), (100, 3), (101, 4), (103, 1)]):
