@@ -13,7 +13,7 @@ sections 4, 6 and 7.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from channel.entry import MAX_BODY_BYTES
+from channel.entry import MAX_BODY_BYTES, Entry
 from channel.errors import Code, PeerFault
 from channel.journal import OrderRecord, Record, header_from_json, record_from_json
 from channel.locks import SignedLock
@@ -123,6 +123,8 @@ def shows_opening(fixed: FixedPart, terms: Terms, xln: Address, texts: Iterable[
     """
     result = Replay(fixed=fixed, terms=terms, xln=xln)
     for index, record in parse_records(fixed, terms, texts):
+        if isinstance(record, Entry):
+            raise PeerFault(Code.ATTEST_JOURNAL, f"record {index}: an entry before the channel is open", at=index)
         _feed(result, index, record)
         if result.states == 2:
             if None in result.locks:

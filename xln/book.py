@@ -237,7 +237,8 @@ def _load_ledger(store: Store, ledger: Ledger) -> Ledger:
     locks = {}
     for row in _all(
         store,
-        "SELECT channel, owner, terms_hash, token, amount, expiry_s, open_by_s, signature, stage, released_tx FROM locks",
+        "SELECT channel, owner, terms_hash, token, amount, expiry_s, open_by_s, signature, stage, released_tx"
+        " FROM locks",
     ):
         channel, owner, terms_hash, token, amount, expiry_s, open_by_s, signature, stage, tx = row
         lock = Lock(
