@@ -32,6 +32,7 @@ from typing import NamedTuple, Self
 
 from channel.errors import Code, InvariantBroken, LocalRefusal, XlnError
 from channel.units import UINT256_MAX
+from node.files import sync_directory
 
 SqlValue = None | int | str | bytes
 Row = tuple[SqlValue, ...]
@@ -164,7 +165,7 @@ class Store:
                 store._write = undo.enter_context(contextlib.closing(_connect(path)))
                 _migrate(store._write, migrations, path)
                 store._read = undo.enter_context(contextlib.closing(_connect(path, read_only=True)))
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
             except (sqlite3.Error, OSError) as error:
                 raise LocalRefusal(Code.STORAGE, f"cannot open the database {path}: {error}") from error
             undo.pop_all()
@@ -480,12 +481,3 @@ def _take_lock(path: Path) -> int:
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
     return fd
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes the names of new files durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
