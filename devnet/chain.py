@@ -28,19 +28,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from devnet.evm import (
-    BLOCK_GAS_LIMIT,
-    SERVER_ERROR,
-    TIP_WEI,
-    Call,
-    Evm,
-    RpcError,
-    invalid,
-    parse_bytes,
-    parse_int,
-    quantity,
-    to_hex,
-)
+from devnet.evm import BLOCK_GAS_LIMIT, TIP_WEI, Call, Evm
+from devnet.wire import SERVER_ERROR, RpcError, invalid, parse_bytes, parse_int, quantity, to_hex
 
 BODY_MAX_BYTES = 4 * 1024 * 1024
 BATCH_MAX = 1_024

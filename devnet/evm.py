@@ -17,7 +17,6 @@ Source: py-evm (the machine under eth-tester), the execution-apis specification 
 import heapq
 import itertools
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -39,6 +38,7 @@ from eth_keys.datatypes import PrivateKey
 from eth_utils.exceptions import ValidationError
 
 from channel.hashing import keccak
+from devnet.wire import REVERTED, SERVER_ERROR, RpcError, invalid, parse_bytes, parse_int, quantity, to_hex
 
 BLOCK_GAS_LIMIT = 60_000_000
 POOL_MAX = 8_192  # transactions
@@ -51,28 +51,6 @@ FAUCET_SECRET = keccak(b"xln devnet faucet")  # public on purpose: it is worth n
 FAUCET_WEI = 10**30
 _ERROR_SELECTOR = bytes.fromhex("08c379a0")  # Error(string)
 _PANIC_SELECTOR = bytes.fromhex("4e487b71")  # Panic(uint256)
-
-
-_QUANTITY_RE = re.compile(r"0x[0-9a-fA-F]{1,64}", re.ASCII)
-
-
-class RpcError(Exception):
-    """A refusal with a JSON-RPC code; `data` is 0x text of revert data, when there is any."""
-
-    def __init__(self, code: int, message: str, data: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.data = data
-
-
-INVALID_PARAMS = -32602
-SERVER_ERROR = -32000
-REVERTED = 3  # what geth answers for a reverted call
-
-
-def invalid(message: str) -> RpcError:
-    return RpcError(INVALID_PARAMS, message)
 
 
 class _DevnetVM(PragueVM):
@@ -605,34 +583,5 @@ def _raise_if_failed(computation: Any) -> None:
     raise RpcError(REVERTED, message, to_hex(data))
 
 
-# The JSON-RPC spelling of bytes and integers.
-
-
-def to_hex(raw: bytes) -> str:
-    return "0x" + raw.hex()
-
-
-def quantity(value: int) -> str:
-    return hex(value)
-
-
 def int_bytes(value: int) -> bytes:
     return value.to_bytes((value.bit_length() + 7) // 8, "big")
-
-
-def parse_int(text: object) -> int:
-    """A quantity; leading zeros are tolerated."""
-    if isinstance(text, str) and _QUANTITY_RE.fullmatch(text):
-        return int(text, 16)
-    raise invalid(f"expected a 0x quantity, not {str(text)[:40]!r}")
-
-
-def parse_bytes(text: object, size: int | None = None) -> bytes:
-    if isinstance(text, str) and text.startswith("0x"):
-        try:
-            raw = bytes.fromhex(text[2:])
-        except ValueError as error:
-            raise invalid("expected 0x and an even number of hex digits") from error
-        if size is None or len(raw) == size:
-            return raw
-    raise invalid(f"expected 0x and {'bytes' if size is None else f'{size} bytes'} in hex")

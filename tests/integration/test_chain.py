@@ -19,9 +19,10 @@ from web3.exceptions import ContractCustomError
 
 from channel.errors import Code, InvariantBroken, LocalRefusal
 from channel.hashing import keccak
+from channel.outcome import encode_outcome, single_payment
 from channel.signing import Signer
 from channel.state import FixedPart, State, VariablePart
-from channel.typed import LOCK, RELEASE, WITHDRAWAL, WITHDRAWAL_APPROVAL, collateral_domain, custody_domain
+from channel.typed import ATTESTATION, LOCK, RELEASE, WITHDRAWAL, WITHDRAWAL_APPROVAL, collateral_domain, custody_domain
 from channel.units import ZERO_ADDRESS, ZERO_HASH, Address, Hash, format_address, format_hex
 from contracts import artifacts
 from contracts.abi import canonical_type, interface
@@ -30,12 +31,16 @@ from contracts.events import (
     DECLARATIONS,
     BrokerRegistered,
     ChainEvent,
+    ChannelFundsReceived,
     CollateralDeposited,
     Concluded,
     CustodyCreated,
     Deposited,
     LockRegistered,
     LockReleased,
+    PaidOut,
+    PayoutExecuted,
+    PayoutShort,
     Withdrawn,
     decode_log,
 )
@@ -377,9 +382,18 @@ async def test_time_moves_when_asked(own_network: Network) -> None:
     assert await collateral.deposited(broker.address, token) == 0
 
 
-async def test_a_final_state_is_concluded(network: Network) -> None:
-    signers = sorted((_signer("a"), _signer("b")), key=lambda s: s.address)
-    adjudicator = Adjudicator(network.client, network.addresses.adjudicator)
+async def test_a_final_state_is_concluded_and_paid_from_custody_to_custody(network: Network) -> None:
+    """One row in the native token, attested in full; one in the test token, attested in part: the rest is a claim."""
+    client, token, payer = network.client, network.token.address, network.custody
+    peer_key = _signer(f"{next(_counter)} peer")
+    (peer,) = await _funded(client, peer_key)
+    payee = await Factory(client, network.addresses.factory).create(peer, [network.xln.address], 1)
+    await payer.deposit_native(network.user, ETHER)
+    await network.token.mint(network.user, network.user.address, 900)
+    await payer.deposit(network.user, token, 900)
+
+    signers = sorted((network.broker_key, peer_key), key=lambda s: s.address)
+    adjudicator = Adjudicator(client, network.addresses.adjudicator)
     fixed = FixedPart(
         chain_id=CHAIN_ID,
         participants=(signers[0].address, signers[1].address),
@@ -387,9 +401,19 @@ async def test_a_final_state_is_concluded(network: Network) -> None:
         app_definition=adjudicator.address,
         challenge_duration_s=60,
     )
-    state = State(fixed=fixed, turn=7, is_final=True, variable=VariablePart(outcome=b"outcome", app_data=b"data" * 9))
+    rows = [
+        single_payment(asset=a, chain_id=CHAIN_ID, payer=payer.address, payee=payee.address, amount=n)
+        for a, n in ((ZERO_ADDRESS, 5_000), (token, 700))
+    ]
+    variable = VariablePart(outcome=encode_outcome(tuple(rows)), app_data=b"data" * 9)
+    state = State(fixed=fixed, turn=7, is_final=True, variable=variable)
     assert await adjudicator.outcome_of(fixed.channel_id) is None
-    arguments: dict[str, Any] = {"fixed": fixed, "turn": 7, "app_data": b"data" * 9, "outcome_hash": state.outcome_hash}
+    arguments: dict[str, Any] = {
+        "fixed": fixed,
+        "turn": state.turn,
+        "app_data": variable.app_data,
+        "outcome_hash": state.outcome_hash,
+    }
     signatures = (signers[0].sign(state.digest), signers[1].sign(state.digest))
     with pytest.raises(LocalRefusal) as caught:
         await adjudicator.conclude(network.broker, **arguments, signatures=(signatures[1], signatures[0]))
@@ -399,6 +423,39 @@ async def test_a_final_state_is_concluded(network: Network) -> None:
     (event,) = [decode_log(log) for log in receipt.logs]
     assert isinstance(event, Concluded)
     assert (event.channel_id, event.turn, event.outcome_hash) == (fixed.channel_id, 7, state.outcome_hash)
+
+    tokens, amounts = (ZERO_ADDRESS, token), (5_000, 600)
+    digest = custody_domain(CHAIN_ID, payer.address).digest(
+        ATTESTATION.hash(fixed.channel_id, state.outcome_hash, tokens, amounts)
+    )
+    payout: dict[str, Any] = {
+        "channel_id": fixed.channel_id,
+        "outcome": variable.outcome,
+        "tokens": tokens,
+        "amounts": amounts,
+    }
+    with pytest.raises(LocalRefusal) as caught:
+        await payer.payout(peer, **payout, attestations=[network.broker_key.sign(digest)])
+    assert caught.value.data["error"] == "CustodyUnattested"
+    assert not await payer.paid_out(fixed.channel_id)
+    receipt = await payer.payout(peer, **payout, attestations=[network.xln.sign(digest)])
+    assert await payer.paid_out(fixed.channel_id)
+    assert (await client.balance(ZERO_ADDRESS, payee.address), await client.balance(token, payee.address)) == (
+        5_000,
+        600,
+    )
+    assert await payer.claims(fixed.channel_id, token) == 100
+    events = [e for log in receipt.logs if (e := decode_log(log)) is not None]
+    assert [type(e) for e in events] == [ChannelFundsReceived, PaidOut, PaidOut, PayoutShort, PayoutExecuted]
+    received, native, _, short, executed = events
+    assert isinstance(received, ChannelFundsReceived)
+    assert (received.ref.contract, received.amount, received.sender) == (payee.address, 5_000, payer.address)
+    assert isinstance(native, PaidOut)
+    assert (native.token, native.to, native.amount) == (ZERO_ADDRESS, payee.address, 5_000)
+    assert isinstance(short, PayoutShort)
+    assert (short.token, short.to, short.unpaid) == (token, payee.address, 100)
+    assert isinstance(executed, PayoutExecuted)
+    assert executed.outcome_hash == state.outcome_hash
 
 
 async def test_a_reorganised_deposit_is_taken_back_and_a_deep_one_stops_the_watcher() -> None:

@@ -12,7 +12,8 @@ from channel.units import Address
 from contracts.abi import Call as ContractCall
 from contracts.client import Fees, sign_transaction
 from devnet.chain import BATCH_MAX, Methods
-from devnet.evm import BLOCK_GAS_LIMIT, LOG_BLOCKS_MAX, POOL_MAX, Call, Evm, RpcError, parse_int, to_hex
+from devnet.evm import BLOCK_GAS_LIMIT, LOG_BLOCKS_MAX, POOL_MAX, Call, Evm
+from devnet.wire import RpcError, parse_int, to_hex
 
 CHAIN_ID = 31_337
 ETHER = 10**18
