@@ -126,6 +126,7 @@ def custody_domain(chain_id: int, custody: Address) -> Domain:
 
 ENTRY = TypedStruct("Entry(address to,bytes32 ch,uint64 seq,bytes32 prev,uint64 ts,string body)")
 REFUSAL = TypedStruct("Refusal(bytes32 channelId,uint48 turnNum,bytes32 stateHash,string code)")
+SYNC = TypedStruct("Sync(bytes32 channelId,uint48 turnNum,bytes32 stateHash,uint64 sent,uint64 received,uint64 ts)")
 LOCK = TypedStruct(
     "Lock(bytes32 channelId,bytes32 termsHash,address owner,address token,uint256 amount,uint64 expiry,uint64 openBy)"
 )
