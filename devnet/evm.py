@@ -9,7 +9,7 @@ Invariants:
 - transactions of a sender enter blocks in nonce order; nothing is mined before `mine` is called;
 - logs and receipts are indexed when a block is mined: a range of blocks costs what it contains (eth-tester's own
   lookups walk the whole chain: 10 s for 400 blocks);
-- memory grows with transactions, and with 0.8 kB per empty block; pool, ranges and answers are bounded.
+- memory grows with transactions, and with less than 1 kB per empty block; pool, ranges and answers are bounded.
 
 Source: py-evm (the machine under eth-tester), the execution-apis specification of JSON-RPC for names and shapes.
 """
