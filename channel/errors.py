@@ -63,6 +63,7 @@ class Code(Enum):
     ORDER_UNCOVERED = (-32149, "order.uncovered")
     ORDER_LIMIT = (-32150, "order.unsettled_limit")
     ORDER_TYPE = (-32151, "order.type")
+    BOOK_GAP = (-32152, "book.gap")
     # channel
     CHANNEL_UNKNOWN = (-32160, "channel.unknown")
     CHANNEL_PHASE = (-32161, "channel.phase")
