@@ -108,8 +108,10 @@ class Wire:
     async def on_down(self, peer: Address) -> None:
         for desk in self._desks_of(peer):
             self.synced.discard(desk.channel_id)
-            for key in [key for key in self.peer_books if key[0] == desk.channel_id]:
-                del self.peer_books[key]
+            for book in [key for key in self.peer_books if key[0] == desk.channel_id]:
+                del self.peer_books[book]
+            for call in [key for key in self._subscribing if key[0] == desk.channel_id]:
+                del self._subscribing[call]
 
     async def on_message(self, connection: Connection, message: Message) -> None:
         """Never raises for what a peer sent: it is answered with its code."""
@@ -191,7 +193,7 @@ class Wire:
 
     async def _ping(self, connection: Connection, params: dict[str, Any]) -> object:
         Fields(params, "ping").done()
-        return {"t": self._engine.clock.now_ms(), "address": format_address(self._signer.address)}
+        return {"t": self._engine.clock.now_ms(), "you": format_address(connection.peer)}
 
     # -- in: entries
 
@@ -331,7 +333,7 @@ class Wire:
         f = Fields(raw, "channel.sync")
         turn, state_hash = f.integer("turn", 0, UINT48_MAX), f.hash("hash")
         sent, received, ts_ms = f.integer("sent"), f.integer("received"), f.integer("ts")
-        signature, channel_id = f.hex("sig", SIGNATURE_BYTES), f.hash("ch")
+        signature, channel_id = f.hex("sig", SIGNATURE_BYTES), ChannelId(f.hash("ch"))
         f.done()
         digest = desk.domain.digest(SYNC.hash(channel_id, turn, state_hash, sent, received, ts_ms))
         require_signer(digest, signature, desk.peer, "the sync")
@@ -352,8 +354,8 @@ class Wire:
         ahead = state_hash != ZERO_HASH and turn > own_turn and not (mine and mine.state.state_hash == state_hash)
         if ahead or received > channel.view.last_seq[desk.me]:
             message = (
-                "the peer has states or entries that this node has signed and does not know: the database is an old copy."
-                " This node signs nothing on this channel any more"
+                "the peer has states or entries that this node signed and does not know: the database is an old copy;"
+                " nothing more is signed on this channel"
             )
             self.freeze(desk, Code.CHANNEL_LOST_STATE, message, evidence)
             raise LocalRefusal(Code.CHANNEL_LOST_STATE, message)
