@@ -173,6 +173,7 @@ def adjudicate(fixed: FixedPart, terms: Terms, xln: Address, journals: tuple[Ite
     if first.fills != second.fills:
         raise PeerFault(Code.ATTEST_JOURNAL, "the journals have different fills")
     first.orders.update(second.orders)
+    first.brokers.update(second.brokers)
     require_authorised(first)
     return Verdict(
         turn=state.turn,

@@ -55,7 +55,7 @@ def main() -> None:
               help="File of mode 0600 with a private key as 64 hex digits, instead of a fresh one.")  # fmt: skip
 @click.option("--chain-url", help="JSON-RPC endpoint of the chain.")
 @click.option("--network", "network_file", type=click.Path(path_type=Path, dir_okay=False),
-              help="JSON of the deployment: chainId, adjudicator, factory, collateral, xln, fromBlock, tokens.")  # fmt: skip
+              help="JSON of the deployment, as the deployer wrote it.")  # fmt: skip
 @click.option("--confirmations", type=click.IntRange(1, 256), default=3, show_default=True,
               help="Blocks until an event counts.")  # fmt: skip
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="Where brokers connect; port 0: a free one.")
