@@ -65,8 +65,8 @@ def _opposite(
         walks.append((sign * price, b"", lots) for price, lots in own)
     for channel_id, book in peers.items():
         walks.append(_keyed(sign, channel_id, book, 1 - order.side))
-    for key, channel_id, lots in heapq.merge(*walks):
-        yield sign * key, ChannelId(channel_id) if channel_id else None, lots
+    for key, venue, lots in heapq.merge(*walks):
+        yield sign * key, ChannelId(venue) if venue else None, lots
 
 
 def _keyed(sign: int, channel_id: ChannelId, book: PeerBook, side: int) -> Iterator[tuple[int, bytes, int]]:
