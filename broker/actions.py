@@ -150,6 +150,13 @@ class PaidOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Concluded:
+    """The chain shows, final, the channel's final state."""
+
+    channel_id: ChannelId
+
+
+@dataclass(frozen=True, slots=True)
 class Withdraw:
     request: Withdrawal
 
@@ -183,6 +190,7 @@ Action = (
     | CloseChannel
     | FreezeChannel
     | PaidOut
+    | Concluded
     | Withdraw
     | WithdrawalDone
     | WithdrawalFailed

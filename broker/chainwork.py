@@ -1,4 +1,4 @@
-"""The broker's side of the chain: what it reads there becomes actions, and what its state asks for becomes transactions.
+"""The broker's side of the chain: what it reads becomes actions, what its state asks for becomes transactions.
 
 Deposits count when they have their confirmations and are taken back when their block is; the watcher's cursor is stored
 in the transaction that stores the effects. Transactions are driven by state, not by memory: each pass looks at what is
@@ -7,10 +7,10 @@ withdrawals. DESIGN sections 7 and 8; FAULTS 20, 21.
 """
 
 import asyncio
-from typing import Protocol
 
 from broker.actions import (
     Action,
+    Concluded,
     DepositConfirmed,
     DepositDropped,
     DepositSeen,
@@ -44,12 +44,6 @@ MAX_PARALLEL_WITHDRAWALS = 32
 _log = logs.get("broker.chain")
 
 
-class OnPoll(Protocol):
-    """Told after each poll, so that opening and closing go on."""
-
-    def __call__(self, head_unix_s: int) -> None: ...
-
-
 class ChainWork:
     """Made by `ChainWork.connect`, which also makes sure that the broker has a custody and is registered."""
 
@@ -74,7 +68,7 @@ class ChainWork:
 
     @staticmethod
     async def ensure_custody(config: BrokerConfig, signer: Signer, client: ChainClient) -> Address:
-        """The broker's custody contract; makes it, with XLN as attestor, and registers the broker where that is missing.
+        """The broker's custody contract; makes it, with XLN as attestor, and registers the broker, where missing.
 
         Raises LocalRefusal CHAIN_REVERTED or CHAIN; a missing balance for gas is said with the address to fund.
         """
@@ -82,7 +76,7 @@ class ChainWork:
         factory, collateral = Factory(client, network.factory), Collateral(client, network.collateral)
         custody = await factory.custody_of(signer.address)
         registered = await collateral.broker_of(signer.address)
-        wanted = config.rpc.public_url
+        wanted = config.rpc.public_url or f"ws://{config.rpc.host}:{config.rpc.port}"
         if custody is not None and registered == (custody, wanted):
             return custody
         if not await client.balance(Address(bytes(20)), signer.address):
@@ -112,10 +106,16 @@ class ChainWork:
             assert isinstance(raw, list)
             cursor = Cursor(number=raw[0], hash=Hash(bytes.fromhex(raw[1])))
         network = self._config.network
-        addresses = [self.custody.address, network.collateral]
+        addresses = [self.custody.address, network.collateral, network.adjudicator]
         for desk in self._engine.core.desks.values():
             addresses.append(desk.channel.terms.custodies[1 - desk.me])
-        self._watcher = Watcher(self.client, addresses, confirmations=network.confirmations, cursor=cursor)
+        self._watcher = Watcher(
+            self.client,
+            addresses,
+            confirmations=network.confirmations,
+            cursor=cursor,
+            from_block=network.from_block,
+        )
 
     def watch(self, custody: Address) -> None:
         """Follows one more contract: the custody of a peer."""
@@ -124,7 +124,7 @@ class ChainWork:
 
     # -- reading
 
-    async def run(self, on_poll: OnPoll) -> None:
+    async def run(self) -> None:
         """Polls for ever. An endpoint that fails is said once and asked again."""
         assert self._watcher is not None
         failing = False
@@ -136,7 +136,6 @@ class ChainWork:
                 if failing:
                     _log.info("the chain answers again", block=poll.head.number)
                 failing = False
-                on_poll(poll.head.timestamp)
                 self._serve_withdrawals()
                 if poll.behind:
                     continue
@@ -195,6 +194,10 @@ class ChainWork:
                     ]
             case events.PaidOut():
                 return self._paid_out(event)
+            case events.Concluded():
+                desk = self._engine.core.desks.get(ChannelId(event.channel_id))
+                if desk is not None and desk.channel.phase is Phase.FINAL:
+                    return [Concluded(desk.channel_id)]
             case _:
                 pass
         return []
@@ -271,12 +274,11 @@ class ChainWork:
     def domain(self) -> Domain:
         return Domain.of("XLN Custody", self.client.chain_id, self.custody.address)
 
-    async def stop(self) -> None:
+    async def stop_work(self) -> None:
         tasks = list(self._withdrawing.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.client.close()
 
 
 def _address(value: object) -> Address:

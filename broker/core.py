@@ -14,6 +14,7 @@ from broker.actions import (
     Action,
     CancelUserOrder,
     CloseChannel,
+    Concluded,
     DepositConfirmed,
     DepositDropped,
     DepositSeen,
@@ -83,9 +84,7 @@ class Core:
                 return self._peer_proposal(action)
             case PeerCountersignature():
                 desk = self.desk(action.channel_id)
-                effects = desk.receive_countersignature(action.turn, action.state_hash, action.signature)
-                exchange.settle_if_paid(desk)
-                return effects
+                return desk.receive_countersignature(action.turn, action.state_hash, action.signature)
             case PeerRefusal():
                 return self.desk(action.channel_id).receive_refusal(action.turn, action.state_hash)
             case Propose():
@@ -110,6 +109,9 @@ class Core:
             case PaidOut():
                 desk = self.desk(action.channel_id)
                 exchange.paid_out(desk, action.token, action.amount, outgoing=action.outgoing)
+                return []
+            case Concluded():
+                exchange.settle_if_paid(self.desk(action.channel_id))
                 return []
             case DepositSeen():
                 exchange.ledger.deposit_seen(action.user, action.token, action.amount)
@@ -142,7 +144,7 @@ class Core:
 
     def _peer_proposal(self, action: PeerProposal) -> list[Effect]:
         desk = self.desk(action.channel_id)
-        effects = desk.receive_proposal(
+        return desk.receive_proposal(
             turn=action.turn,
             is_final=action.is_final,
             time_ms=action.time_ms,
@@ -150,8 +152,6 @@ class Core:
             state_hash=action.state_hash,
             signature=action.signature,
         )
-        self.exchange.settle_if_paid(desk)
-        return effects
 
     def _open(self, action: OpenChannel) -> list[Effect]:
         """Raises LocalRefusal CHANNEL_PHASE: this version keeps one channel at a time, and CHANNEL_TERMS."""

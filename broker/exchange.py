@@ -698,7 +698,7 @@ class Exchange:
         self.settle_if_paid(desk)
 
     def settle_if_paid(self, desk: Desk) -> None:
-        """A final channel that owes nothing any more is settled."""
+        """A final channel that is concluded on chain and owes nothing any more is settled."""
         if desk.channel.phase is Phase.FINAL and not any(self.channel_net(desk).values()):
             desk.settle()
 

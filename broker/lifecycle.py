@@ -103,14 +103,13 @@ class Lifecycle:
         f = Fields(await connection.request("broker.info", {}, XLN_TIMEOUT_S), "broker.info")
         peer_custody, markets = f.address("custody"), [_market(m) for m in f.list("markets", 32)]
         await self._require_registered(peer, peer_custody)
-        ours = tuple(self._engine.core.exchange.markets.values())
-        terms = self._terms(peer, peer_custody, ours, tuple(markets))
+        terms = self._terms(peer, peer_custody, markets)
         fixed = FixedPart(
             chain_id=self._config.network.chain_id,
             participants=_ascending(self._me, peer),
             channel_nonce=self._nonce(),
             app_definition=self._config.network.adjudicator,
-            challenge_duration_s=self._config.terms_policy.challenge_duration_s,
+            challenge_duration_s=self._config.channel_terms.challenge_duration_s,
         )
         params = {
             "fixedPart": fixed_to_json(fixed),
@@ -137,9 +136,8 @@ class Lifecycle:
         fixed.require_ours(self._config.network.adjudicator, self._config.network.chain_id, terms.shortest_challenge_s)
         theirs = fixed.index_of(connection.peer)
         await self._require_registered(connection.peer, terms.custodies[theirs])
-        ours = tuple(self._engine.core.exchange.markets.values())
-        markets = tuple(m for m in terms.markets if m.holder == connection.peer)
-        expected = self._terms(connection.peer, terms.custodies[theirs], ours, markets)
+        markets = [m for m in terms.markets if m.holder == connection.peer]
+        expected = self._terms(connection.peer, terms.custodies[theirs], markets)
         if expected.terms_hash != terms.terms_hash:
             raise PeerFault(Code.CHANNEL_TERMS, f"the terms differ from this node's: {_differences(expected, terms)}")
         if own_amount > policy.lock_max or token != policy.lock_token:
@@ -234,12 +232,11 @@ class Lifecycle:
             if desk.me == 0 or desk.channel.cosigned is not None:
                 await self._ask_lock(desk)
             return
-        if desk.channel.locks_confirmed[desk.me]:
-            return
-        head = self._chain.head_unix_s
-        if head > lock.lock.open_by_s:
+        if self._chain.head_unix_s > lock.lock.open_by_s:
             message = "the channel was not opened before its locks' openBy: they are void"
             await self._engine.execute(FreezeChannel(desk.channel_id, Code.CHANNEL_LOCK.name, message))
+            return
+        if desk.channel.locks_confirmed[desk.me]:
             return
         if await self._chain.collateral.lock_of(desk.channel_id, self._me) is None:
             receipt = await self._register(lock)
@@ -313,7 +310,8 @@ class Lifecycle:
             if not rows:
                 self._uploaded[desk.channel_id] = at
                 return
-            records, size = [], 0
+            records: list[str] = []
+            size = 0
             for (record,) in rows:
                 if records and size + len(str(record)) > UPLOAD_BYTES:
                     break

@@ -14,7 +14,7 @@ codes and change nothing; what a peer signed and must not have is kept as eviden
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from broker.actions import (
@@ -72,13 +72,13 @@ SYNC_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 20.0
 
 _log = logs.get("broker.wire")
-Handler = Callable[[Connection, dict[str, Any]], Awaitable[object]]
+Handler = Callable[[Connection, dict[str, Any]], Coroutine[Any, Any, object]]
 
 
 class Wire:
     """One per node. `handlers`: further methods that a peer may call, by name."""
 
-    def __init__(self, engine: Engine, signer: Signer, xln: Address, handlers: dict[str, Handler]) -> None:
+    def __init__(self, engine: Engine, signer: Signer, xln: Address, handlers: Mapping[str, Handler]) -> None:
         self._engine = engine
         self._signer = signer
         self._xln = xln
