@@ -196,11 +196,11 @@ def status(folder: Path, as_json: bool) -> None:
         return
     chain = answer["chain"]
     click.echo(f"XLN {answer['address']}, chain {chain['id']}: head {chain['head']}, confirmed {chain['confirmed']}")
-    table(
-        "Brokers (base units)",
-        ("broker", "custody", "url", "token", "deposited", "locked", "signed", "withdrawing", "free"),
-        [row for broker in answer["brokers"] for row in _broker_rows(broker)],
-    )
+    brokers = answer["brokers"]
+    table("Brokers", ("broker", "custody", "url"), [(b["address"], b["custody"], b["url"]) for b in brokers])
+    amounts = ("token", "deposited", "locked", "signed", "withdrawing", "free")
+    rows = [(b["address"], *(row[name] for name in amounts)) for b in brokers for row in b["tokens"]]
+    table("Collateral (base units)", ("broker", *amounts), rows)
     table(
         "Channels",
         ("channel", "phase", "locks", "journals", "attested", "concluded", "released"),
@@ -214,12 +214,6 @@ async def _fetch_status(folder: Path) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise PeerFault(Code.PARSE, "the service answered with something that is no status")
     return answer
-
-
-def _broker_rows(broker: dict[str, Any]) -> Sequence[Sequence[object]]:
-    names = (broker["address"], broker["custody"], broker["url"])
-    amounts = ("token", "deposited", "locked", "signed", "withdrawing", "free")
-    return [(*names, *(row[name] for name in amounts)) for row in broker["tokens"]] or [(*names, *[None] * 6)]
 
 
 def _channel_row(channel: dict[str, Any]) -> Sequence[object]:
