@@ -159,10 +159,10 @@ class Lifecycle:
         self._wire.synced.add(fixed.channel_id)  # both begin with nothing: there is nothing to sync
         _log.info("channel opening", channel=format_hex(fixed.channel_id), peer=format_address(peer))
 
-    def _terms(
-        self, peer: Address, peer_custody: Address, ours: tuple[Market, ...], theirs: tuple[Market, ...]
-    ) -> Terms:
-        return self._config.terms(self._me, peer, self._chain.custody.address, peer_custody, ours, theirs)
+    def _terms(self, peer: Address, peer_custody: Address, peer_markets: list[Market]) -> Terms:
+        """What this node would propose, or accept: its configuration, and the markets that the peer holds."""
+        custodies = (self._chain.custody.address, peer_custody)
+        return self._config.terms(self._me, peer, custodies, peer_markets)
 
     def _nonce(self) -> int:
         """The opening time in ms, above every nonce used before."""
@@ -189,7 +189,7 @@ class Lifecycle:
         """Gives every channel that has something to do a task of its own, for ever."""
         while True:
             for channel_id, desk in list(self._engine.core.desks.items()):
-                if desk.channel.phase not in (Phase.SETTLED, Phase.FROZEN) and channel_id not in self._tasks:
+                if not _has_ended(desk) and channel_id not in self._tasks:
                     self._tasks[channel_id] = asyncio.ensure_future(self._drive(desk))
             await asyncio.sleep(PASS_S)
 
@@ -202,7 +202,7 @@ class Lifecycle:
     async def _drive(self, desk: Desk) -> None:
         said = ""
         try:
-            while desk.channel.phase not in (Phase.SETTLED, Phase.FROZEN):
+            while not _has_ended(desk):
                 wait_s = PASS_S
                 try:
                     match desk.channel.phase:
@@ -381,6 +381,10 @@ class Lifecycle:
             if await custody.claims(desk.channel_id, token):
                 _log.warning("the peer's custody was short", token=format_address(token))
                 await custody.pay_claim(self._chain.sender, desk.channel_id, token)
+
+
+def _has_ended(desk: Desk) -> bool:
+    return desk.channel.phase in (Phase.SETTLED, Phase.FROZEN)
 
 
 def _ascending(first: Address, second: Address) -> tuple[Address, Address]:

@@ -402,9 +402,7 @@ class BrokerNode:
                     "custody": format_address(custody),
                 }
             )
-            await together(
-                stop, self._chain.run(lambda _: None), self._lifecycle.run(), self._tick(), _until(releasing)
-            )
+            await together(stop, self._chain.run(), self._lifecycle.run(), self._tick())
 
     async def _open_handler(self, connection: Connection, params: dict[str, Any]) -> object:
         return await self._lifecycle.on_open(connection, params)
