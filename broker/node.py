@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.actions import CancelUserOrder, CloseChannel, Expire, PlaceOrder, Propose, Withdraw
-from broker.admin import add_admin
-from broker.api import make_app
+from broker.api import serve
 from broker.chainwork import ChainWork
 from broker.config import BrokerConfig
 from broker.core import Core
@@ -42,10 +41,10 @@ from channel.strictjson import dumps
 from channel.terms import SIDES
 from channel.transition import Phase, cosigned_state
 from channel.typed import WITHDRAWAL, Domain, custody_domain
-from channel.units import Address, ChannelId, Hash, MarketId, format_address, format_hex
+from channel.units import ZERO_ADDRESS, Address, ChannelId, Hash, MarketId, format_address, format_hex
 from contracts.client import ChainClient
-from node import http, logs
-from node.clock import SystemClock
+from node import logs
+from node.clock import Clock, SystemClock
 from node.store import Store
 from node.supervise import Stop, together
 from rpc.links import Links
@@ -68,12 +67,15 @@ class BrokerNode:
     def __init__(self, config: BrokerConfig, signer: Signer, directory: Path) -> None:
         self.config = config
         self.address: Address = signer.address
-        self.clock = SystemClock()
+        self.clock: Clock = SystemClock()
         self.chain_id = config.network.chain_id
         self.trades: deque[dict[str, Any]] = deque(maxlen=MAX_TRADES)
         self._signer = signer
         self._directory = directory
         self._core = Core(signer, config.markets(signer.address))
+        self.exchange: Exchange = self._core.exchange
+        self.custody = ZERO_ADDRESS  # known when it runs: the chain says, or it is made
+        self.domain: Domain = custody_domain(self.chain_id, self.custody)
         self._engine: Engine
         self._wire: Wire
         self._chain: ChainWork
@@ -88,18 +90,6 @@ class BrokerNode:
         self._replayed_actions = 0
 
     # -- what the API reads
-
-    @property
-    def exchange(self) -> Exchange:
-        return self._core.exchange
-
-    @property
-    def custody(self) -> Address:
-        return self._chain.custody.address
-
-    @property
-    def domain(self) -> Domain:
-        return custody_domain(self.chain_id, self.custody)
 
     @property
     def peer_books(self) -> Mapping[MarketId, Mapping[ChannelId, PeerBook]]:
@@ -122,7 +112,7 @@ class BrokerNode:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator["asyncio.Queue[tuple[Any, ...]]"]:
-        """A bounded queue of public events: ("book", market, seq, changes), ("trade", {…}), and None when cut off."""
+        """A bounded queue of public events: ("book", market, seq, changes), ("trade", {…})."""
         if len(self._watchers) >= MAX_WATCHERS:
             raise LocalRefusal(Code.BUSY, f"{MAX_WATCHERS} streams are open already")
         queue: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue(WATCH_QUEUE)
@@ -359,8 +349,9 @@ class BrokerNode:
             client = await ChainClient.connect(network.chain_url, network.chain_id)
             stack.push_async_callback(client.close)
             custody = await ChainWork.ensure_custody(self.config, self._signer, client)
+            self.custody, self.domain = custody, custody_domain(self.chain_id, custody)
             self._engine = Engine(self._core, store, self.clock, self._release)
-            self._replayed_actions = await self._engine.replay(custody_domain(self.chain_id, custody))
+            self._replayed_actions = await self._engine.replay(self.domain)
             releasing = asyncio.ensure_future(self._engine.run())
             stack.push_async_callback(_cancel, releasing)
             self._chain = ChainWork(self.config, self._engine, self._signer, client, custody)
@@ -388,11 +379,7 @@ class BrokerNode:
             stack.push_async_callback(self._wire.stop)
             await stack.enter_async_context(links.running())
             self._wire.links = links
-            app = make_app(self)
-            token = http.new_token()
-            add_admin(app, self, token)
-            url = await stack.enter_async_context(http.serve(app, self.config.api.host, self.config.api.port))
-            stack.enter_context(http.admin_file(self._directory, url, token))
+            url = await stack.enter_async_context(serve(self, self._directory))
             _log.info("ready", url=url, replayed=self._replayed_actions)
             on_ready(
                 {
@@ -497,12 +484,9 @@ class BrokerNode:
         self._tell(("trade", trade))
 
     def _tell(self, event: tuple[Any, ...]) -> None:
-        """A watcher that is too slow is cut off: its queue ends with None."""
-        for queue in list(self._watchers):
-            if queue.qsize() >= WATCH_QUEUE - 1:
-                self._watchers.discard(queue)
-                queue.put_nowait(("end",))
-            else:
+        """Never waits for a watcher: what does not fit is dropped, and the sequence numbers show the gap."""
+        for queue in self._watchers:
+            with contextlib.suppress(asyncio.QueueFull):
                 queue.put_nowait(event)
 
 
