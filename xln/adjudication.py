@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from channel.entry import MAX_BODY_BYTES, Entry
 from channel.errors import Code, PeerFault
 from channel.journal import OrderRecord, Record, header_from_json, record_from_json
-from channel.locks import SignedLock
 from channel.outcome import decode_outcome
 from channel.replay import Replay, require_authorised
 from channel.state import FixedPart
@@ -136,12 +135,7 @@ def shows_opening(fixed: FixedPart, terms: Terms, xln: Address, texts: Iterable[
 def replay_journal(fixed: FixedPart, terms: Terms, xln: Address, texts: Iterable[str]) -> Replay:
     """One broker's journal, in full. Raises PeerFault ATTEST_JOURNAL, ATTEST_ORDER, ATTEST_INCOMPLETE."""
     result = Replay(fixed=fixed, terms=terms, xln=xln)
-    locks: list[SignedLock] = []
     for index, record in parse_records(fixed, terms, texts):
-        if isinstance(record, SignedLock):
-            locks.append(record)
-            if len(locks) > len(fixed.participants):
-                raise PeerFault(Code.ATTEST_JOURNAL, f"record {index}: a lock too many", at=index)
         _feed(result, index, record)
     if result.last is None or not result.last.state.is_final:
         raise PeerFault(Code.ATTEST_INCOMPLETE, "the journal does not end in a final state")

@@ -133,7 +133,8 @@ class Service:
             channel_id = request.fixed.channel_id
             if channel_id not in self.book.channels:
                 self.book.channels[channel_id] = ChannelFile(fixed=request.fixed, terms=request.terms)
-        _log.info("lock signed", channel=channel_id, peer=format_address(peer), amount=request.amount)
+        if isinstance(answer, Lock):
+            _log.info("lock signed", channel=channel_id, peer=format_address(peer), amount=request.amount)
         return {"lock": lock_to_json(signed)}
 
     def _signed(self, entry: LockEntry) -> SignedLock:
