@@ -413,6 +413,15 @@ contract PayoutTest is Base {
         eq(custodyA.channelReserve(id, NATIVE), 40, "reserve");
     }
 
+    function test_tooLittleGasForAPaymentIsRefused() public {
+        vm.deal(address(custodyA), 100);
+        bytes memory outcome = _outcome(NATIVE, PAYEE, 10);
+        bytes32 id = _conclude(1, outcome);
+        bytes[] memory signatures = _attest(custodyA, id, keccak256(outcome), _one(NATIVE), _one(uint256(10)), 2);
+        vm.expectRevert(abi.encodeWithSelector(BrokerCustody.CustodyInsufficientGas.selector));
+        custodyA.payout{gas: 300_000}(id, outcome, _one(NATIVE), _one(uint256(10)), signatures);
+    }
+
     /// @dev Whoever sends the payout must not be able to turn a payment into a claim by giving too little gas.
     function testFuzz_tooLittleGasIsNoClaim(uint256 gasLimit) public {
         vm.deal(address(custodyA), 100);
