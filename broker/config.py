@@ -137,7 +137,6 @@ class LimitsConfig:
     ws_clients_max: int = 256
     ws_queue_max: int = 256  # messages that wait for one client
     book_levels_max: int = 200  # a side, in answers and on the WebSocket
-    trades_kept: int = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,10 +201,10 @@ class BrokerConfig:
             xln=XlnConfig(url=file.table("xln").url("url", schemes=("ws", "wss"))),
             rpc=RpcConfig(
                 host=rpc.text("host", "127.0.0.1"),
-                port=rpc.integer("port", 0, high=65_535),
+                port=rpc.integer("port", 7_100, high=65_535),
                 public_url=rpc.url("public_url", "", schemes=("ws", "wss")) or None,
             ),
-            api=ApiConfig(host=api.text("host", "127.0.0.1"), port=api.integer("port", 0, high=65_535)),
+            api=ApiConfig(host=api.text("host", "127.0.0.1"), port=api.integer("port", 8_100, high=65_535)),
             tokens=tokens,
             own_markets=_markets(file, tokens),
             channel_terms=_terms(file.table("terms"), value_token),
@@ -216,7 +215,6 @@ class BrokerConfig:
                 ws_clients_max=limits.integer("ws_clients_max", 256, low=1, high=65_536),
                 ws_queue_max=limits.integer("ws_queue_max", 256, low=4, high=65_536),
                 book_levels_max=limits.integer("book_levels_max", 200, low=1, high=1_000),
-                trades_kept=limits.integer("trades_kept", 1_000, low=1, high=100_000),
             ),
             keys=KeysConfig(
                 keyfile=keys.path("keyfile", folder / KEY_FILE), password_file=keys.optional_path("password_file")
@@ -554,8 +552,8 @@ def _network_market(raw: object) -> NetworkMarket:
 class InitOptions:
     """What `init` decides. Amounts are decimal text; `peers`: (address, URL or None)."""
 
-    rpc: tuple[str, int] = ("127.0.0.1", 0)
-    api: tuple[str, int] = ("127.0.0.1", 0)
+    rpc: tuple[str, int] = ("127.0.0.1", 7_100)
+    api: tuple[str, int] = ("127.0.0.1", 8_100)
     public_url: str | None = None
     password_file: Path | None = None
     peers: tuple[tuple[Address, str | None], ...] = ()
@@ -606,7 +604,7 @@ def _sections(network: NetworkFile, options: InitOptions) -> list[Section]:
         ),
         Section(
             name="rpc",
-            comment="Where peers connect (WebSocket). Port 0 takes a free one.",
+            comment="Where peers connect (WebSocket).",
             fields=(
                 Field(key="host", comment="Address to listen on.", value=options.rpc[0]),
                 Field(key="port", comment="Port to listen on.", value=options.rpc[1]),
@@ -652,7 +650,6 @@ def _sections(network: NetworkFile, options: InitOptions) -> list[Section]:
                 Field(key="ws_clients_max", comment="WebSocket clients.", value=256),
                 Field(key="ws_queue_max", comment="Messages that may wait for one of them.", value=256),
                 Field(key="book_levels_max", comment="Levels a side in answers.", value=200),
-                Field(key="trades_kept", comment="Public trades in memory.", value=1_000),
             ),
         ),
         Section(
