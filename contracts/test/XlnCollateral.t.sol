@@ -151,6 +151,19 @@ contract XlnCollateralTest is CollateralBase {
         eq(collateral.deposited(brokerA, address(silent)), 5, "no return value");
     }
 
+    function test_hooksCannotInflateADeposit() public {
+        HookToken token = new HookToken();
+        token.mint(brokerA, 10);
+        token.mint(address(token), 90);
+        vm.prank(brokerA);
+        token.approve(address(collateral), 10);
+        token.hook(address(token), abi.encodeCall(token.transfer, (address(collateral), 90)));
+        vm.prank(brokerA);
+        collateral.deposit(address(token), 10);
+        eq(token.balanceOf(address(collateral)), 100, "the hook ran");
+        eq(collateral.deposited(brokerA, address(token)), 10, "deposited");
+    }
+
     function test_depositCannotBeNested() public {
         HookToken token = new HookToken();
         token.mint(brokerA, 10);
