@@ -114,7 +114,7 @@ def main() -> None:
 @click.option("--cover-ratio-bps", type=click.IntRange(10_000, 1_000_000), default=11_000, show_default=True,
               help="Collateral for what is owed.")  # fmt: skip
 @click.option("--window", "windows", multiple=True,
-              help="A window of the terms in seconds, as evidence=600 (also grace, verdict, appeal, claim).")  # fmt: skip
+              help="Seconds of a window of the terms, as evidence=600 (grace, verdict, appeal, claim).")  # fmt: skip
 @click.option("--confirmations", type=click.IntRange(1, 256), default=3, show_default=True,
               help="Blocks until an event counts.")  # fmt: skip
 @click.option("--poll-ms", type=click.IntRange(20, 60_000), default=500, show_default=True,
