@@ -328,13 +328,15 @@ def _objection(
 
 
 def receive_countersignature(channel: Channel, turn: int, state_hash: Hash) -> tuple[Channel, Proposal | None]:
-    """The other side has signed this node's proposal. None when it is co-signed already.
+    """The other side has signed this node's proposal. None when it is co-signed already, or a later turn is.
 
     Raises PeerFault CHANNEL_TURN for anything that this node has not proposed.
     """
     cosigned = channel.cosigned
-    if cosigned is not None and (turn, state_hash) == (cosigned.state.turn, cosigned.state.state_hash):
-        return channel, None
+    if cosigned is not None and turn <= cosigned.state.turn:
+        if turn < cosigned.state.turn or state_hash == cosigned.state.state_hash:
+            return channel, None
+        raise PeerFault(Code.CHANNEL_TURN, f"turn {turn} is co-signed with another state hash")
     mine = channel.mine
     if mine is None or (turn, state_hash) != (mine.state.turn, mine.state.state_hash):
         raise PeerFault(Code.CHANNEL_TURN, f"turn {turn} with that state hash was not proposed")
