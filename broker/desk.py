@@ -226,11 +226,17 @@ class Desk:
             self.outstanding = None
         return []
 
-    def resend(self) -> list[Effect]:
-        """What is outstanding, in the same bytes."""
-        if self.outstanding is None or self.channel.phase is Phase.FROZEN:
-            return []
-        return [SendProposal(self.channel_id, self.outstanding.proposal, self.outstanding.signature)]
+    def resend(self, peer_turn: int | None = None) -> list[Effect]:
+        """What is outstanding, in the same bytes; first the countersignature that a peer still at `peer_turn` lacks."""
+        effects: list[Effect] = []
+        if self.channel.phase is Phase.FROZEN:
+            return effects
+        cosigned = self.channel.cosigned
+        if peer_turn is not None and cosigned is not None and peer_turn < cosigned.state.turn:
+            effects = self._repeat_countersignature()
+        if self.outstanding is not None:
+            effects.append(SendProposal(self.channel_id, self.outstanding.proposal, self.outstanding.signature))
+        return effects
 
     def request_close(self) -> None:
         self.channel = transition.request_close(self.channel)

@@ -343,7 +343,7 @@ class Wire:
             return
         self._require_not_lost(desk, turn, state_hash, received, dumps(raw))
         self.synced.add(desk.channel_id)
-        self._send_missing(connection, desk, received)
+        self._send_missing(connection, desk, received, turn if state_hash != ZERO_HASH else -1)
         self.subscribe_books(desk)
 
     def _require_not_lost(self, desk: Desk, turn: int, state_hash: Hash, received: int, evidence: str) -> None:
@@ -360,14 +360,14 @@ class Wire:
             self.freeze(desk, Code.CHANNEL_LOST_STATE, message, evidence)
             raise LocalRefusal(Code.CHANNEL_LOST_STATE, message)
 
-    def _send_missing(self, connection: Connection, desk: Desk, received: int) -> None:
+    def _send_missing(self, connection: Connection, desk: Desk, received: int, turn: int) -> None:
         lock = desk.signed_locks[desk.me]
         if lock is not None and desk.channel.phase is Phase.OPENING:
             self._send_lock(connection, desk)
         for pending in desk.channel.pending:
             if pending.sender == desk.me and pending.entry.seq > received:
                 connection.send_nowait(dumps(entry_to_json(pending.entry)))
-        for effect in desk.resend():
+        for effect in desk.resend(turn):
             self.release(effect)
 
     def _send_lock(self, connection: Connection, desk: Desk) -> None:

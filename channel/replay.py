@@ -5,6 +5,7 @@ the entries that it lists and compares it to what both signed, checks cover, and
 its owner signed. Nothing is taken from the records that signatures do not carry. DESIGN sections 4 and 6.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -180,27 +181,40 @@ def require_authorised(result: Replay) -> None:
     """A user-signed order behind both sides of every fill, each of a user of its own broker.
 
     Checked are side, market, price and amount. Both brokers' orders must be among the records (creates carry the
-    owner's; the venue's come as order records).
-    Raises PeerFault ATTEST_ORDER.
+    owner's; the venue's come as order records). Where the venue matched two orders of the peer's users with each other,
+    each fill must have its mirror; nothing is owed for such a pair. Raises PeerFault ATTEST_ORDER.
     """
     filled: dict[Hash, int] = {}
+    mirrors = Counter(
+        (f.venue, f.owner_order, f.counter_order, f.price_ticks, f.lots)
+        for f in result.fills
+        if result.brokers.get(f.counter_order) == 1 - f.venue
+    )
     for fill in result.fills:
-        owner = (fill.owner_order, fill.owner_side, 1 - fill.venue)
-        counter = (fill.counter_order, 1 - fill.owner_side, fill.venue)
-        for order_id, side, broker in (owner, counter):
-            name = f"order {format_hex(order_id)}"
-            signed = result.orders.get(order_id)
-            if signed is None:
-                raise PeerFault(Code.ATTEST_ORDER, f"{name}, which a fill names, is not signed by anybody")
-            if result.brokers[order_id] != broker:
-                # Else a venue could pass off the peer's users' orders as those of its own users, whose funds it pays.
-                raise PeerFault(Code.ATTEST_ORDER, f"{name} is of a user of the other broker")
-            order = signed.order
-            home = result.terms.market(order.market_id)
-            if home is None or not home.same_shape(fill.market):
-                raise PeerFault(Code.ATTEST_ORDER, f"{name} is for another market")
-            if order.side != side or not order.allows(fill.price_ticks):
-                raise PeerFault(Code.ATTEST_ORDER, f"{name} does not allow a fill at {fill.price_ticks} ticks")
+        parties = [(fill.owner_order, fill.owner_side, 1 - fill.venue)]
+        pair = (fill.venue, fill.owner_order, fill.counter_order, fill.price_ticks, fill.lots)
+        mirror = (fill.venue, fill.counter_order, fill.owner_order, fill.price_ticks, fill.lots)
+        if pair not in mirrors or mirrors[pair] != mirrors[mirror]:
+            # Else a venue could pass off the peer's users' orders as those of its own users, whose funds it pays.
+            parties.append((fill.counter_order, 1 - fill.owner_side, fill.venue))
+        for order_id, side, broker in parties:
+            _require_order(result, fill, order_id, side, broker)
             filled[order_id] = filled.get(order_id, 0) + fill.lots
-            if filled[order_id] > order.amount_lots:
-                raise PeerFault(Code.ATTEST_ORDER, f"{name} is filled beyond its amount")
+            if filled[order_id] > result.orders[order_id].order.amount_lots:
+                raise PeerFault(Code.ATTEST_ORDER, f"order {format_hex(order_id)} is filled beyond its amount")
+
+
+def _require_order(result: Replay, fill: ReplayedFill, order_id: Hash, side: int, broker: int) -> None:
+    """One side of a fill: the order is signed, of that broker's user, and allows it."""
+    name = f"order {format_hex(order_id)}"
+    signed = result.orders.get(order_id)
+    if signed is None:
+        raise PeerFault(Code.ATTEST_ORDER, f"{name}, which a fill names, is not signed by anybody")
+    if result.brokers[order_id] != broker:
+        raise PeerFault(Code.ATTEST_ORDER, f"{name} is of a user of the other broker")
+    order = signed.order
+    home = result.terms.market(order.market_id)
+    if home is None or not home.same_shape(fill.market):
+        raise PeerFault(Code.ATTEST_ORDER, f"{name} is for another market")
+    if order.side != side or not order.allows(fill.price_ticks):
+        raise PeerFault(Code.ATTEST_ORDER, f"{name} does not allow a fill at {fill.price_ticks} ticks")

@@ -275,7 +275,10 @@ class Pair:
     def cancel(self, side: Side, order_id: Hash, who: Signer) -> None:
         self.run(side, CancelUserOrder(order_id, who.address))
 
-    def close(self) -> None:
+    def close_both(self) -> None:
         for side in self.sides:
             self.run(side, CloseChannel(self.fixed.channel_id))
+
+    def close(self) -> None:
+        self.close_both()
         self.pump()
