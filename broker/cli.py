@@ -119,7 +119,7 @@ def main() -> None:
               help="Blocks until an event counts.")  # fmt: skip
 @click.option("--poll-ms", type=click.IntRange(20, 60_000), default=500, show_default=True,
               help="How often the chain is asked.")  # fmt: skip
-@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
+@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, help="What is logged.")
 @json_option
 def init(folder: Path, network_file: Path | None, as_json: bool, **options: Any) -> None:
     """Make what is missing: the key, and with --network the configuration. Prints the address that needs gas.
@@ -697,7 +697,7 @@ def book(market: str, depth: int, watch: bool, url: str, as_json: bool) -> None:
 
 @trade.command(epilog=examples("xln-broker trade trades btc/usd"))
 @click.argument("market")
-@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many.")
 @url_option
 @json_option
 def trades(market: str, limit: int, url: str, as_json: bool) -> None:
