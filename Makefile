@@ -33,7 +33,7 @@ demo: $(VENV)/.stamp-run ## two brokers, XLN and a chain, from deposit to withdr
 
 .PHONY: test
 test: $(VENV)/.stamp-dev $(NODE_MODULES) ## contract tests, then Python tests (PYTEST_ARGS=…)
-	cd contracts && node_modules/.bin/forge test
+	$(PY) contracts/tools/forge.py test
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
 
 .PHONY: check
