@@ -121,7 +121,8 @@ class Node(Protocol):
         """Events from now on: ("book", market id, seq, changes) and ("trade", dict as in `trades`). Never blocks the
         node: when the queue is full, the event is dropped."""
 
-    def status(self) -> dict[str, Any]: ...
+    def status(self) -> dict[str, Any]:
+        """The node in one object; `failure` says why it has stopped signing, if it has."""
 
     def channels(self) -> list[dict[str, Any]]: ...
 
@@ -210,7 +211,7 @@ class _Api:
             error = None if task.cancelled() else task.exception()
             if error is not None:
                 _log.exception("the feeds have stopped", error)
-                self._feeds.close()  # nobody waits for what does not come
+            self._feeds.close()  # nobody waits for what does not come
 
         task = asyncio.create_task(self._feeds.run())
         task.add_done_callback(ended)
@@ -242,6 +243,10 @@ class _Api:
         )
 
     async def health(self, _: web.Request) -> web.Response:
+        """Raises LocalRefusal STORAGE when the node has stopped signing."""
+        failure = self._node.status().get("failure")
+        if failure is not None:
+            raise LocalRefusal(Code.STORAGE, str(failure))
         return http.json_response(
             {"status": "ok", "broker": format_address(self._node.address), "time": self._node.clock.now_ms()}
         )

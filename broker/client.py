@@ -370,7 +370,14 @@ class BrokerClient:
 
     async def _place(self, order: Order, info: BrokerInfo) -> OrderView:
         signed = sign_order(order, info.domain, self._key().sign)
-        return _parse(_order, await self._post("/v1/orders", order_to_json(signed)))
+        try:
+            return _parse(_order, await self._post("/v1/orders", order_to_json(signed)))
+        except LocalRefusal as refusal:
+            if refusal.code not in (Code.TIMEOUT, Code.PEER_UNAVAILABLE):
+                raise
+            order_id = format_hex(signed.order_id)
+            message = f"{refusal.message}; ask for order {order_id} before you place it again: it may have been taken"
+            raise LocalRefusal(refusal.code, message, order=order_id) from refusal
 
     async def cancel(self, order_id: Hash | str) -> OrderView:
         """The order as it is then: what is at a peer is cancelled when the peer says so."""

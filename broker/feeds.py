@@ -133,6 +133,7 @@ class Feeds:
         self._views = views
         self._limits = node.config.limits
         self._clients: set[Client] = set()
+        self._closed = False
         self._books = {market_id: _BookFeed(market) for market_id, market in node.exchange.markets.items()}
         self._trades: dict[MarketId, set[Client]] = {market_id: set() for market_id in node.exchange.markets}
 
@@ -159,7 +160,8 @@ class Feeds:
                     await asyncio.sleep(FLUSH_S)  # conflates what comes meanwhile
 
     def close(self) -> None:
-        """Ends every connection."""
+        """Ends every connection; no new ones are taken."""
+        self._closed = True
         for client in list(self._clients):
             client.end(WSCloseCode.GOING_AWAY)
 
@@ -213,6 +215,8 @@ class Feeds:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/ws. Raises LocalRefusal BUSY when there are too many clients."""
+        if self._closed:
+            raise LocalRefusal(Code.BUSY, "the feeds have stopped; ask /v1/book instead")
         if len(self._clients) >= self._limits.ws_clients_max:
             raise LocalRefusal(Code.BUSY, f"{self._limits.ws_clients_max} clients are connected; try again later")
         ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_BYTES_MAX, compress=False)

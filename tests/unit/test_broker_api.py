@@ -105,6 +105,9 @@ async def test_info_says_what_is_signed_for(client: Client, node: MemoryNode) ->
     assert away["peer"] == away["holder"] == format_address(node.pair.b.signer.address)
     assert away["channel"] == format_hex(node.pair.fixed.channel_id)
     assert (await get(client, "/v1/health"))[1]["status"] == "ok"
+    node.status = lambda: {"failure": "the disk is gone"}  # type: ignore[method-assign]
+    status, answer = await get(client, "/v1/health")
+    assert (status, answer["error"]["code"]) == (503, "storage.failed")
 
 
 async def test_the_book_is_this_brokers_and_the_peers_as_one(client: Client, node: MemoryNode) -> None:

@@ -42,7 +42,7 @@ def node(tmp_path: Path) -> MemoryNode:
 
 @pytest.fixture
 async def url(node: MemoryNode) -> AsyncIterator[str]:
-    async with http.serve(make_app(node), "127.0.0.1", 0) as url:
+    async with http.serve(make_app(node), "127.0.0.1", 0, shutdown_s=0.2) as url:
         yield url
 
 
@@ -178,6 +178,18 @@ async def test_a_broker_that_is_not_there_or_silent_has_a_code() -> None:
         with pytest.raises(LocalRefusal) as error:
             await client.info()
         assert error.value.code is Code.PEER_UNAVAILABLE
+
+
+async def test_an_order_that_is_not_answered_is_named(url: str, node: MemoryNode) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.sleep(30)
+
+    node.place_order = never  # type: ignore[assignment,method-assign]
+    async with BrokerClient(url, ALICE, now_ms=node.clock.now_ms, deadline_s=0.5) as client:
+        with pytest.raises(LocalRefusal) as error:
+            await client.buy("btc/usd", "0.1", "60000")
+    assert error.value.code is Code.TIMEOUT
+    assert str(error.value.data["order"]) in error.value.message
 
 
 async def test_a_market_whose_id_is_not_its_own_is_not_signed_for(node: MemoryNode) -> None:
