@@ -12,6 +12,8 @@ from channel.position import Position
 from channel.terms import BPS, PRICE_SCALE, Terms
 from channel.units import Address, ceil_div
 
+Locks = tuple[CollateralLock | None, CollateralLock | None]
+
 
 def owed_value(position: Position, debtor: int, terms: Terms) -> int:
     """The worst that participant `debtor` can come to owe, in the value token; rounded up per token."""
@@ -39,6 +41,19 @@ def headroom(position: Position, debtor: int, lock: CollateralLock | None, terms
 def is_covered(position: Position, debtor: int, lock: CollateralLock | None, terms: Terms) -> bool:
     needed = owed_value(position, debtor, terms) * terms.cover_ratio_bps
     return needed <= lock_value(lock, terms) * BPS
+
+
+def uncovered(before: Position, after: Position, locks: Locks, terms: Terms) -> int | None:
+    """The participant who would owe more than `before` and more than its lock covers, or None.
+
+    Turns that raise nothing are always admissible.
+    """
+    for debtor in (0, 1):
+        if is_covered(after, debtor, locks[debtor], terms):
+            continue
+        if owed_value(after, debtor, terms) > owed_value(before, debtor, terms):
+            return debtor
+    return None
 
 
 def required_lock(value: int, token: Address, terms: Terms) -> int:

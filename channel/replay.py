@@ -1,8 +1,9 @@
 """Replay: from a journal's records to every state, and to where the two brokers stand.
 
 A pure function of the records: it verifies every signature and both hash chains, re-derives each co-signed state from
-the entries that it lists and compares it to what both signed, checks cover, and collects every fill with the order that
-its owner signed. Nothing is taken from the records that signatures do not carry. DESIGN sections 4 and 6.
+the entries that it lists and compares it to what both signed, and collects every fill with the order that its owner
+signed. A co-signed state that is not covered stands, and is noted. Nothing is taken from the records that signatures do
+not carry. DESIGN sections 4 and 6.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from channel.appdata import CollateralLock, next_journal_head
 from channel.calls import Call, CreateOrder, Notice, parse_calls
 from channel.entry import Entry
 from channel.errors import Code, PeerFault
+from channel.exposure import uncovered
 from channel.journal import OrderRecord, Record, StateRecord
 from channel.locks import SignedLock, verify_lock
 from channel.orders import SignedOrder, verify_order
@@ -55,6 +57,7 @@ class Replay:
     orders: dict[Hash, SignedOrder] = field(default_factory=dict)
     brokers: dict[Hash, int] = field(default_factory=dict)
     locks: tuple[CollateralLock | None, CollateralLock | None] = (None, None)
+    uncovered_turns: list[int] = field(default_factory=list)
     _waiting: dict[tuple[int, int], tuple[Entry, tuple[Call, ...]]] = field(default_factory=dict)
 
     def feed(self, record: Record) -> None:
@@ -130,6 +133,8 @@ class Replay:
             )
         for participant, signature in zip(self.fixed.participants, record.signatures, strict=True):
             require_signer(state.digest, signature, participant, f"turn {record.turn}")
+        if uncovered(self.position, position, self.locks, self.terms) is not None:
+            self.uncovered_turns.append(record.turn)
         self.position, self.last, self.last_record = position, proposal, record
         self.states += 1
 

@@ -39,7 +39,7 @@ from channel.appdata import (
 from channel.calls import Call
 from channel.entry import Entry
 from channel.errors import Code, InvariantBroken, LocalRefusal, PeerFault
-from channel.exposure import is_covered, owed_value
+from channel.exposure import uncovered
 from channel.position import Position, apply_entry, balance_updates, open_orders_summary
 from channel.state import MAX_TURN, CosignedState, FixedPart, State, VariablePart
 from channel.terms import Terms
@@ -250,7 +250,7 @@ def propose(channel: Channel, now_ms: int) -> tuple[Channel, Proposal | None]:
                 return channel, None
             runs = _runs(channel.pending)
             proposal = _derive(channel, channel.next_turn, False, _time(channel, now_ms), runs)
-            if _uncovered(channel, proposal.position) is not None:
+            if uncovered(channel.position, proposal.position, channel.locks, channel.terms) is not None:
                 return channel, None  # the venue's cancellation of what is not covered is on its way
         case _:
             return channel, None
@@ -322,7 +322,7 @@ def _objection(
         return Code.CHANNEL_ENTRIES, "a turn lists at least one entry"
     if proposal.state.state_hash != state_hash:
         return Code.CHANNEL_STATE, "the entries listed lead to another state"
-    if (debtor := _uncovered(channel, proposal.position)) is not None:
+    if (debtor := uncovered(channel.position, proposal.position, channel.locks, channel.terms)) is not None:
         return Code.CHANNEL_UNCOVERED, f"what participant {debtor} may come to owe is above what is locked for it"
     return None
 
@@ -465,16 +465,6 @@ def derive_state(
     variable = VariablePart(outcome=outcome_of(rows, custodies), app_data=data.encode())
     state = State(fixed=fixed, turn=turn, is_final=is_final, variable=variable)
     return Proposal(state=state, runs=runs, position=position, journal_head=journal_head, time_ms=time_ms)
-
-
-def _uncovered(channel: Channel, position: Position) -> int | None:
-    """The index of a participant that would owe more than before and more than its lock covers, or None."""
-    for debtor in (0, 1):
-        if is_covered(position, debtor, channel.locks[debtor], channel.terms):
-            continue
-        if owed_value(position, debtor, channel.terms) > owed_value(channel.position, debtor, channel.terms):
-            return debtor
-    return None
 
 
 def _custodies(channel: Channel) -> dict[Address, Address]:
