@@ -277,7 +277,7 @@ def status(folder: Path, as_json: bool) -> None:
         *simple.items(),
         *((f"{key}.{name}", value) for key, item in nested.items() for name, value in item.items()),
     ]
-    table("Broker", ("", ""), rows)
+    table("Broker", ("", ""), [(key, _yes(value) if isinstance(value, bool) else value) for key, value in rows])
     if answer.get("peers"):
         table("Peers", ("address", "connected"), [(p["address"], _yes(p["connected"])) for p in answer["peers"]])
     _print_channels(folder, answer.get("channels", []))
@@ -510,6 +510,9 @@ def _show_channel(folder: Path, described: dict[str, Any], as_json: bool) -> Non
 
 
 def _print_channels(folder: Path, channels: Sequence[Mapping[str, Any]]) -> None:
+    if not channels:
+        click.echo("no channels yet; open one with: xln-broker channel open")
+        return
     config = BrokerConfig.load(folder)
 
     def amounts(owed: Mapping[str, str]) -> str:
