@@ -73,6 +73,8 @@ contract XlnCollateral is EIP712, ReentrancyGuardTransient {
     mapping(address broker => mapping(address token => uint256)) public deposited;
     mapping(address broker => mapping(address token => uint256)) public locked;
     mapping(address broker => mapping(address token => PendingWithdrawal)) public pendingWithdrawal;
+    // Written through a storage reference in `registerLock`, which the detector does not follow.
+    // slither-disable-next-line uninitialized-state
     mapping(bytes32 channelId => mapping(address owner => LockRecord)) public lockOf;
 
     event BrokerRegistered(address indexed broker, address custody, string url);
