@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MARKER: Final = ".xln-demo"
 KEEP_FOLDER: Final = Path("demo-network")
-DEFAULT_EVENTS: Final = 3_000
+DEFAULT_EVENTS: Final = 5_000  # about 1,200 remote trades
 STOP_DEADLINE_S: Final = 25.0
 
 
@@ -85,9 +85,9 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0, 2**32), default=1, show_default=True,
               help="Of the generator, the takers and the users' keys.")  # fmt: skip
 @click.option("--keep", is_flag=True,
-              help="Stop after trading, leave the network running, say how to trade by hand, wait for Ctrl-C.")  # fmt: skip
+              help="Stop after trading, leave all running, say how to trade by hand, wait for Ctrl-C.")  # fmt: skip
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False),
-              help=f"Folder for keys, databases, logs; default: a temporary one, with --keep ./{KEEP_FOLDER}.")  # fmt: skip
+              help=f"Folder for keys, databases, logs; default: temporary, with --keep ./{KEEP_FOLDER}.")  # fmt: skip
 @json_option
 def run(flow: Path | None, events: int, seed: int, keep: bool, folder: Path | None, as_json: bool) -> None:
     """Run the demo. Status 0 only if everything reconciles; 130 after Ctrl-C, which ends every process cleanly.

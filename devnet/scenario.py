@@ -35,7 +35,7 @@ from devnet.trading import Trading
 from node.cli import progress
 from node.files import write_private
 
-DEFAULT_EVENTS: Final = 3_000
+DEFAULT_EVENTS: Final = 5_000
 DEFAULT_EVERY: Final = 5
 DEFAULT_SEED: Final = 1
 COVER_RATIO_BPS: Final = 11_000

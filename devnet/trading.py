@@ -39,7 +39,7 @@ from devnet.plan import (
 
 LANE_QUEUE: Final = 8  # operations that a lane may be behind
 BOOK_DEADLINE_S: Final = 20.0  # until A sees B's starting book
-SEEN_DEADLINE_S: Final = 2.0  # until B sees an order that rests at A
+SEEN_DEADLINE_S: Final = 0.5  # until B sees an order that rests at A
 PAUSE_S: Final = 0.02
 AMEND_ATTEMPTS: Final = 50  # while a part of the order is at the peer
 
