@@ -191,14 +191,15 @@ def require_authorised(result: Replay) -> None:
     """
     filled: dict[Hash, int] = {}
     mirrors = Counter(
-        (f.venue, f.owner_order, f.counter_order, f.price_ticks, f.lots)
+        (f.owner_order, f.counter_order, f.owner_side, f.market.market_id, f.price_ticks, f.lots)
         for f in result.fills
         if result.brokers.get(f.counter_order) == 1 - f.venue
     )
     for fill in result.fills:
         parties = [(fill.owner_order, fill.owner_side, 1 - fill.venue)]
-        pair = (fill.venue, fill.owner_order, fill.counter_order, fill.price_ticks, fill.lots)
-        mirror = (fill.venue, fill.counter_order, fill.owner_order, fill.price_ticks, fill.lots)
+        traded = (fill.market.market_id, fill.price_ticks, fill.lots)
+        pair = (fill.owner_order, fill.counter_order, fill.owner_side, *traded)
+        mirror = (fill.counter_order, fill.owner_order, 1 - fill.owner_side, *traded)  # of the other side, or both pay
         if pair not in mirrors or mirrors[pair] != mirrors[mirror]:
             # Else a venue could pass off the peer's users' orders as those of its own users, whose funds it pays.
             parties.append((fill.counter_order, 1 - fill.owner_side, fill.venue))
