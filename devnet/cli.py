@@ -137,7 +137,7 @@ async def _run(
     options = scenario.Options(flow=flow, events=events, seed=seed, keep=keep)
     with _Folder(folder or (KEEP_FOLDER if keep else None)) as place:
         logs.configure("info", path=place.path / "demo.log")
-        running = asyncio.ensure_future(scenario.run(options, place.path / "network", say, hold))
+        running = asyncio.ensure_future(scenario.run(options, place.path, say, hold))
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -226,26 +226,33 @@ async def by_hand(demo: "Demo") -> None:
     a_dir = _shown(net.a.folder)
     lines = [
         "",
-        f"The network runs until Ctrl-C. Chain: {net.chain_url}  broker A: {net.a.api_url}  broker B: {net.b.api_url}",
-        f"Keys of the users, known to everybody: {_shown(keys)}/a0.key to a9.key, b0.key to b9.key. In another shell:",
+        f"The network runs until Ctrl-C. Chain {net.chain_url}, broker A {net.a.api_url}, broker B {net.b.api_url}.",
+        f"Users' keys, which everybody can know, are in {_shown(keys)}: a0.key to a9.key, b0.key to b9.key.",
+        "Try it by hand, in another shell in this folder, as user A0 of broker A:",
         "",
-        "The book as A's users see it, most of it B's; a buy of A that is filled there; what A0 has then:",
-        f"  {broker} trade book {MARKET} --depth 5 --url {net.a.api_url}",
-        f"  {broker} trade buy {MARKET} 0.01 --price {ask} --tif IOC --key {a0} --url {net.a.api_url}",
-        f"  {broker} trade balances --key {a0} --url {net.a.api_url}",
-        f"  {broker} trade trades {MARKET} --limit 5 --url {net.a.api_url}",
-        "An order that rests, the list of open ones (cancel takes its id), and a user of B who sells at the market:",
-        f"  {broker} trade buy {MARKET} 0.01 --price {bid} --key {a0} --url {net.a.api_url}",
-        f"  {broker} trade orders --key {a0} --url {net.a.api_url}",
+        f"  export XLN_BROKER_URL={net.a.api_url} XLN_TRADER_KEY={a0}",
+        f"  {broker} trade book {MARKET} --depth 5",
+        f"  {broker} trade buy {MARKET} 0.01 --price {ask} --tif IOC",
+        f"  {broker} trade trades {MARKET} --limit 5",
+        f"  {broker} trade balances",
+        "",
+        "What rests at B is filled there, over the channel. An order that rests at A, taken by a user of B:",
+        "",
+        f"  {broker} trade buy {MARKET} 0.01 --price {bid}",
+        f"  {broker} trade orders",
         f"  {broker} trade sell {MARKET} 0.01 --key {b0} --url {net.b.api_url}",
-        "The operator of A: the channel, what custody must hold, the last signed state; then closing, which pays out:",
+        "",
+        "As the operator of A: the channel, whose the custody's funds are, the last state that both have signed:",
+        "",
         f"  {broker} channel list --dir {a_dir}",
         f"  {broker} audit --dir {a_dir}",
         f"  {broker} state export --dir {a_dir} | {dispute} inspect -",
+        "",
+        "Close the channel: final state, XLN attests, the custodies pay each other, the locks are released. Withdraw:",
+        "",
         f"  {broker} channel close --dir {a_dir} --wait",
         f"  {xln} status --dir {_shown(net.xln.folder)}",
-        "Money back to the wallet:",
-        f"  {broker} trade withdraw USD 100 --wait --key {a0} --url {net.a.api_url}",
+        f"  {broker} trade withdraw USD 100 --wait",
         "",
     ]
     for line in lines:

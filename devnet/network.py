@@ -94,6 +94,11 @@ class Node:
     is_meant_to_run: bool = False
 
     @property
+    def label(self) -> str:
+        """Its name for people."""
+        return "XLN" if self.name == "xln" else f"broker {self.name.upper()}"
+
+    @property
     def ready_file(self) -> Path:
         return self.folder / READY_FILE
 
@@ -119,6 +124,7 @@ class Network:
         folder: Path,
         settings: Settings,
         children: Children,
+        chain_child: Child,
         chain_url: str,
         chain: ChainClient,
         deployer: Sender,
@@ -134,6 +140,7 @@ class Network:
         self.xln, self.a, self.b = nodes
         self.collateral = Collateral(chain, addresses.collateral)
         self._children = children
+        self._chain_child = chain_child
 
     # -- set-up
 
@@ -156,7 +163,7 @@ class Network:
         _make_folder(folder)
         async with Children() as children:
             say("starting the chain")
-            url = await _start_chain(children, folder, settings)
+            chain_child, url = await _start_chain(children, folder, settings)
             async with await ChainClient.connect(url, CHAIN_ID) as chain:
                 xln_signer, a_signer, b_signer = _draw_keys(folder)
                 deployer = Signer(secrets.token_bytes(32))
@@ -171,7 +178,7 @@ class Network:
                 )
                 deployment = replace(deployment, tokens=tuple(tokens))
                 nodes = _configure(folder, settings, url, deployment, (a_signer.address, b_signer.address))
-                net = cls(folder, settings, children, url, chain, sender, deployment, nodes)
+                net = cls(folder, settings, children, chain_child, url, chain, sender, deployment, nodes)
                 say("starting XLN and the brokers")
                 await asyncio.gather(*(net._start_node(node) for node in nodes))
                 try:
@@ -255,14 +262,15 @@ class Network:
         await self._start_node(node)
 
     async def watch(self) -> None:
-        """Runs until a node ends that should not: raises LocalRefusal PEER_UNAVAILABLE with the end of its log."""
+        """Runs until a process ends that should not: raises LocalRefusal PEER_UNAVAILABLE with the end of its log."""
         while True:
-            for node in self.nodes:
-                if node.is_meant_to_run and node.child is not None and not node.child.alive:
+            running = [(node.label, node.child) for node in self.nodes if node.is_meant_to_run]
+            for label, child in (("the chain", self._chain_child), *running):
+                if child is not None and not child.alive:
                     raise LocalRefusal(
                         Code.PEER_UNAVAILABLE,
-                        f"{node.name} has ended with status {node.child.returncode}; the end of {node.child.log_path}:"
-                        f"\n{node.child.tail()}",
+                        f"{label} has ended with status {child.returncode}; the end of {child.log_path}:"
+                        f"\n{child.tail()}",
                     )
             await asyncio.sleep(WATCH_EVERY_S)
 
@@ -299,11 +307,11 @@ async def fund_gas(chain: ChainClient, addresses: Iterable[Address], wei: int = 
         await chain.wait_receipt(tx_hash)
 
 
-async def _start_chain(children: Children, folder: Path, settings: Settings) -> str:
+async def _start_chain(children: Children, folder: Path, settings: Settings) -> tuple[Child, str]:
     ready = folder / "chain" / "ready.json"
     arguments = ["--chain-id", str(CHAIN_ID), "--block-time", str(settings.block_time_s), "--ready-file", str(ready)]
-    await children.start("chain", "devnet.chain", arguments, folder=folder / "chain", ready_file=ready)
-    return str(json.loads(ready.read_bytes())["url"])
+    child = await children.start("chain", "devnet.chain", arguments, folder=folder / "chain", ready_file=ready)
+    return child, str(json.loads(ready.read_bytes())["url"])
 
 
 def _draw_keys(folder: Path) -> tuple[Signer, Signer, Signer]:

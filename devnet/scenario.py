@@ -232,7 +232,7 @@ class Demo:
                 net.usd.address: sum(user.deposit.usd for user in users),
             }
             await self._until(
-                f"broker {broker.name.upper()} has credited all deposits",
+                f"{broker.label} has credited all deposits",
                 lambda broker=broker, expected=expected: self._credited(broker, expected),  # type: ignore[misc]
                 CREDIT_DEADLINE_S,
             )
@@ -417,13 +417,11 @@ class Demo:
         for broker in self.net.brokers:
             status = await self._admin(broker, "/status")
             if status["failure"]:
-                raise LocalRefusal(
-                    Code.PEER_UNAVAILABLE, f"broker {broker.name.upper()} has stopped signing: {status['failure']}"
-                )
+                raise LocalRefusal(Code.PEER_UNAVAILABLE, f"{broker.label} has stopped signing: {status['failure']}")
             for channel in status["channels"]:
                 if channel["frozen"]:
                     raise LocalRefusal(
-                        Code.CHANNEL_FROZEN, f"broker {broker.name.upper()} has frozen the channel: {channel['frozen']}"
+                        Code.CHANNEL_FROZEN, f"{broker.label} has frozen the channel: {channel['frozen']}"
                     )
                 if channel["channelId"] == self.channel_id:
                     found.append(channel)
@@ -506,10 +504,10 @@ class Demo:
             for token, before in ((net.btc, 0), (net.usd, lock)):
                 own = await net.chain.balance(token.address, broker.address)
                 own += await net.collateral.deposited(broker.address, token.address)
-                add(f"broker {broker.name.upper()}", "collateral and own funds", token, before, own)
+                add(broker.label, "collateral and own funds", token, before, own)
             for token in net.tokens:
                 left = await net.chain.balance(token.address, broker.custody)
-                add(f"broker {broker.name.upper()}", "custody", token, 0, left)
+                add(broker.label, "custody", token, 0, left)
         return parties
 
     async def _gas(self) -> list[Gas]:
