@@ -139,6 +139,13 @@ class Engine:
         """Returns when less than half of what may wait for the disk does: back pressure for peers' messages."""
         await self._room.wait()
 
+    async def durable(self) -> None:
+        """Returns when everything executed so far is on the disk. Raises LocalRefusal STORAGE when it is not."""
+        if self._queue:
+            await asyncio.wait([self._queue[-1].done])
+        if self.failure is not None:
+            raise LocalRefusal(Code.STORAGE, self.failure)
+
     async def run(self) -> None:
         """Releases effects for ever, in order."""
         while True:

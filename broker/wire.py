@@ -218,6 +218,7 @@ class Wire:
             raise
 
     async def _old_entry(self, connection: Connection, desk: Desk, entry: Entry) -> None:
+        await self._engine.durable()  # else an entry whose commit is under way could not be compared
         rows = await self._engine.store.read(
             "SELECT hash FROM journal WHERE channel = ? AND sender = ? AND seq = ?",
             (desk.channel_id, 1 - desk.me, entry.seq),
@@ -290,7 +291,10 @@ class Wire:
         f = Fields(params, "channel.lock")
         signed = lock_from_json(f.any("lock"))
         f.done()
-        desk = self.desk_of(connection, format_hex(signed.lock.channel_id))
+        try:
+            desk = self.desk_of(connection, format_hex(signed.lock.channel_id))
+        except PeerFault as fault:
+            raise PeerFault(Code.LOCK_CHANNEL, f"the lock is for another channel: {fault.message}") from fault
         if signed.lock.owner != desk.peer:
             raise PeerFault(Code.CHANNEL_LOCK, "a broker shows its own lock")
         fixed, terms = desk.channel.fixed, desk.channel.terms
