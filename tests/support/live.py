@@ -8,6 +8,7 @@ it can be honest, and with raw frames, so that it can be anything else.
 
 import asyncio
 import contextlib
+import io
 import json
 import secrets
 import shutil
@@ -140,7 +141,8 @@ class Live:
     async def request(self, method: str, url: str, data: bytes | None = None) -> Any:
         headers = {"Content-Type": "application/json"}
         try:
-            async with self._http.request(method, url, data=data, headers=headers) as response:
+            body = None if data is None else io.BytesIO(data)
+            async with self._http.request(method, url, data=body, headers=headers) as response:
                 return await read_answer(response)
         except TimeoutError:
             raise LocalRefusal(Code.TIMEOUT, url) from None
@@ -151,12 +153,13 @@ class Live:
         return cast(Json, await self.request("GET", f"{broker.api_url}/v1/book?market={MARKET}&depth=50"))
 
     async def snapshot(self, broker: BrokerNode) -> Json:
-        """Everything that a refused message must leave as it is."""
-        (channel,) = [c for c in await self.channels(broker) if c["phase"] != "settled"] or [None]
+        """Everything that a refused message must leave as it is, whether its sender is still connected or not."""
+        (channel,) = [c for c in await self.channels(broker) if c["phase"] != "settled"]
+        link = ("connected", "synced", "peers")
         return {
             "audit": await self.audit(broker),
-            "channel": channel,
-            "book": await self.book(broker),
+            "channel": {name: value for name, value in channel.items() if name not in link},
+            "book": {name: value for name, value in (await self.book(broker)).items() if name not in link},
             "trades": await self.request("GET", f"{broker.api_url}/v1/trades?market={MARKET}&limit=500"),
         }
 
@@ -491,7 +494,7 @@ class Impostor:
     # being anything else
 
     def entry(self, body: object, **changes: Any) -> Entry:
-        """The next entry, signed with the real key. `body`: JSON or text; `changes`: seq, prev, ts_ms, to, channel_id."""
+        """The next entry, signed with the real key. `body`: JSON or text; `changes`: seq, prev, ts_ms, to."""
         desk = self.desk
         view, me = desk.channel.view, desk.me
         fields: Json = {
