@@ -104,8 +104,7 @@ class Core:
             case CloseChannel():
                 return exchange.close_channel(self.desk(action.channel_id), now_ms)
             case FreezeChannel():
-                self.desk(action.channel_id).freeze(Code[action.code], action.message)
-                return []
+                return exchange.freeze_channel(self.desk(action.channel_id), Code[action.code], action.message)
             case PaidOut():
                 desk = self.desk(action.channel_id)
                 exchange.paid_out(desk, action.token, action.amount, outgoing=action.outgoing)

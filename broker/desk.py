@@ -74,6 +74,10 @@ class Desk:
     def is_trading(self) -> bool:
         return self.channel.phase is Phase.ACTIVE
 
+    @property
+    def takes_entries(self) -> bool:
+        return self.channel.phase in (Phase.ACTIVE, Phase.CLOSING)
+
     # -- opening
 
     def lock_signed(self, lock: SignedLock) -> list[Effect]:

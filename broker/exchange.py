@@ -326,7 +326,9 @@ class Exchange:
         if live.owner != owner:
             raise LocalRefusal(Code.ORDER_OWNER, "only its owner cancels an order")
         effects = self._withdraw_order(live, "cancelled")
-        for (channel_id, ref), _ in sorted(live.remote.items()):
+        for channel_id, ref in sorted(live.remote):
+            if not self.desks[channel_id].takes_entries:
+                continue  # frozen: nobody can be told
             params: dict[str, object] = {"op": "cancel", "order": ref}
             effects += self.desks[channel_id].add_call(ORDER_UPDATE, params, now_ms, answered=True)[1]
         return [*effects, OrderChanged(order_id), *self._finish(now_ms)]
@@ -621,6 +623,21 @@ class Exchange:
                 if channel_id == desk.channel_id and live.market.market_id not in self.markets:
                     live.cancelling = True
         return [*effects, *self._finish(now_ms)]
+
+    def freeze_channel(self, desk: Desk, code: Code, message: str) -> list[Effect]:
+        """Stops a channel for good: what the peer has open leaves the books, untold, since nothing is signed any more.
+
+        What users have open at the peer stays reserved: whether it was filled there is for a dispute to say.
+        """
+        desk.freeze(code, message)
+        if desk.channel.phase is not Phase.FROZEN:
+            return []
+        for order in [p for p in self._parties.values() if isinstance(p, PeerOrder) and p.desk is desk]:
+            self.books[order.call.market.market_id].cancel(order.book_id)
+            del self._parties[order.book_id]
+        for channels in self.subscribers.values():
+            channels.discard(desk.channel_id)
+        return self._changes()
 
     # -- withdrawals
 

@@ -220,8 +220,11 @@ def request_close(channel: Channel) -> Channel:
 
 
 def freeze(channel: Channel, code: Code, message: str) -> Channel:
-    """Stops signing for good; what was first said stays."""
-    if channel.phase is Phase.FROZEN:
+    """Stops signing for good; what was first said stays.
+
+    After the final state nothing is signed anyway, and its payouts go on: a peer must not be able to stop them.
+    """
+    if channel.phase in (Phase.FROZEN, Phase.FINAL, Phase.SETTLED):
         return channel
     return replace(channel, phase=Phase.FROZEN, frozen_by=(code, message))
 
