@@ -389,6 +389,12 @@ def test_state_records_that_are_none(change: dict[str, Any]) -> None:
     fault(Code.PARAMS, record_from_json, {"state": {**STATE, **change}}, FIXED, TERMS)
 
 
+def test_entries_are_from_one_participant_to_the_other() -> None:
+    third = make_fixed(participants=(FIXED.participants[0], STRANGER.address))
+    line = record_to_json(make_entry(0, "{}", fixed=third), third)
+    fault(Code.ENTRY_RECIPIENT, record_from_json, line, FIXED, TERMS)
+
+
 def test_other_values_of_records() -> None:
     fault(Code.ENCODING, record_from_json, {"state": {**STATE, "hash": "0x"}}, FIXED, TERMS)
     fault(Code.ENCODING, record_from_json, {"state": {**STATE, "sigs": ["0x00", "0x00"]}}, FIXED, TERMS)

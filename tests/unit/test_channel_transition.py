@@ -129,6 +129,8 @@ def test_turn_0_has_lock_a_and_turn_1_both() -> None:
     for side in (a, b):
         side.channel = lock_signed(side.channel, 1, USD, LOCK_USD)
     assert b.propose() is None  # signed, but not seen on chain
+    one_seen = lock_confirmed(b.channel, 0, USD, LOCK_USD, TERMS.terms_hash)
+    assert propose(one_seen, START_MS)[1] is None
     for owner in (0, 1):
         b.channel = lock_confirmed(b.channel, owner, USD, LOCK_USD, TERMS.terms_hash)
     second = proposed(b)
@@ -336,6 +338,10 @@ def test_time_never_falls() -> None:
     proposal = a.propose(START_MS - 5_000)
     assert proposal is not None
     assert proposal.time_ms == START_MS
+    earlier = _rederived(replace(proposal, time_ms=START_MS - 1), b.channel)
+    _, reply = answer(b.channel, earlier)
+    assert isinstance(reply, Refuse)
+    assert reply.message == "the time of a state never falls"
 
 
 def test_what_is_not_covered_is_neither_proposed_nor_signed() -> None:
@@ -348,7 +354,7 @@ def test_what_is_not_covered_is_neither_proposed_nor_signed() -> None:
     covered, proposal = propose(covered, START_MS)
     assert proposal is not None
     poor = replace(b.channel, cosigned=covered.cosigned)
-    after, reply = answer(poor, proposal, state_hash=_with_locks(proposal, b.channel))
+    after, reply = answer(poor, _rederived(proposal, b.channel))
     assert isinstance(reply, Refuse)
     assert reply.code is Code.CHANNEL_UNCOVERED
     assert after.burnt_turn == proposal.state.turn
@@ -358,8 +364,8 @@ def test_what_is_not_covered_is_neither_proposed_nor_signed() -> None:
     assert a.channel.pending == ()
 
 
-def _with_locks(proposal: Proposal, channel: Channel) -> Hash:
-    """The state hash of the proposal with the locks that `channel` knows."""
+def _rederived(proposal: Proposal, channel: Channel) -> Proposal:
+    """With the state of its time and of the locks that `channel` knows."""
     return transition.derive_state(
         fixed=FIXED,
         terms=TERMS,
@@ -370,7 +376,7 @@ def _with_locks(proposal: Proposal, channel: Channel) -> Hash:
         time_ms=proposal.time_ms,
         runs=proposal.runs,
         journal_head=proposal.journal_head,
-    ).state.state_hash
+    )
 
 
 def test_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,6 +493,8 @@ def test_an_order_that_crosses_the_final_state() -> None:
     assert a.channel.final_outcome == final.state.outcome_hash
     fault(Code.CHANNEL_PHASE, a.send_calls, create_call(0, BUY, 1, 1))  # A's own would be listed by nothing
     a.receive(crossing)
+    moving = replace(a.channel, mine=None, burnt_turn=final.state.turn + 1)
+    assert propose(moving, START_MS)[1] is None  # an order is open: nothing that A could sign
     a.send_calls(notify_call(1536, "cancelled", 5))  # but it answers what has crossed
     deliver(a, b)
     assert b.last_refusal is not None
