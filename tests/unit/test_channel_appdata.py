@@ -262,6 +262,32 @@ def test_garbage_is_no_outcome(raw: bytes) -> None:
     assert caught.value.code is Code.ENCODING
 
 
+@given(EXITS, st.data())
+def test_one_encoding_of_an_outcome_only(exits: tuple[AssetExit, ...], data: st.DataObject) -> None:
+    encoded = encode_outcome(exits)
+    at = data.draw(st.integers(0, len(encoded) - 1))
+    changed = encoded[:at] + bytes((encoded[at] ^ data.draw(st.integers(1, 255)),)) + encoded[at + 1 :]
+    try:
+        again = decode_outcome(changed)
+    except PeerFault as fault:
+        assert fault.code is Code.ENCODING
+        return
+    assert again != exits
+    assert encode_outcome(again) == changed
+
+
+def test_a_bomb_of_offsets_is_refused_at_once() -> None:
+    """A thousand rows at one place, each with a thousand allocations at one place: a million, to who follows them."""
+    count = 1000
+    allocation = word(0) + word(1) + word(0) + word(128) + word(0)
+    allocations = word(count) + word(32 * count) * count + allocation
+    metadata = word(3) + word(64) + word(64) + word(1) + word(0)
+    row = word(0) + word(96) + word(96 + len(metadata)) + metadata + allocations
+    bomb = word(32) + word(count) + word(32 * count) * count + row
+    with pytest.raises(PeerFault, match="too early"):
+        decode_outcome(bomb)
+
+
 def test_only_qualified_assets() -> None:
     encoded = abi_encode([EXIT_TYPE], [[(bytes(20), (0, b""), [])]])
     with pytest.raises(PeerFault, match="Qualified"):
