@@ -14,13 +14,14 @@ from broker.actions import Action, Propose, decode
 from broker.core import Core
 from broker.effects import Effect, Journalled, Opened
 from broker.records import Rows
-from channel.errors import Code, InvariantBroken, LocalRefusal, PeerFault
+from channel.errors import Code, InvariantBroken, LocalRefusal, PeerFault, XlnError
 from channel.typed import Domain
 from node import logs
 from node.clock import Clock
 from node.store import Statement, Store
 
 MAX_UNRELEASED = 8_192
+MAX_UNRELEASED_BYTES = 64 * 1024 * 1024  # a quarter of what the store takes: it never refuses what was executed
 PAGE_ROWS = 5_000
 
 _log = logs.get("broker.engine")
@@ -31,6 +32,8 @@ class _Release:
     durable: "asyncio.Future[None]"
     effects: list[Effect]
     done: "asyncio.Future[list[Effect]]"
+    size_bytes: int = 0
+    work: Callable[[], None] | None = None
 
 
 class Engine:
@@ -44,6 +47,7 @@ class Engine:
         self.failure: str | None = None
         self._release = release
         self._queue: deque[_Release] = deque()
+        self._queued_bytes = 0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -86,7 +90,7 @@ class Engine:
         """Several actions and further rows in one transaction. Only the first action may be refused."""
         if self.failure is not None:
             raise LocalRefusal(Code.STORAGE, self.failure)
-        if len(self._queue) >= MAX_UNRELEASED:
+        if len(self._queue) >= MAX_UNRELEASED or self._queued_bytes >= MAX_UNRELEASED_BYTES:
             raise LocalRefusal(Code.BUSY, "too many actions wait for the disk")
         now_ms = self.clock.now_ms()
         statements, effects = list(extra), list[Effect]()
@@ -106,11 +110,34 @@ class Engine:
         except (LocalRefusal, InvariantBroken) as error:
             self._fail(f"{error}; the node has stopped signing")
             raise
-        self._queue.append(_Release(durable, effects, waiter))
-        if len(self._queue) >= MAX_UNRELEASED // 2:
+        self._enqueue(_Release(durable, effects, waiter, _size_of(statements)))
+        return waiter
+
+    def after(self, work: Callable[[], None]) -> None:
+        """Runs `work` in the order of releases: when all that was executed until now is durable and released.
+
+        What is read from the core now and sent by `work` then cannot leave before its commit. Raises LocalRefusal
+        STORAGE when the disk has failed; `work` never runs when it fails meanwhile.
+        """
+        if self.failure is not None:
+            raise LocalRefusal(Code.STORAGE, self.failure)
+        if not self._queue:
+            work()
+            return
+        loop = asyncio.get_running_loop()
+        durable: asyncio.Future[None] = loop.create_future()
+        durable.set_result(None)
+        self._enqueue(_Release(durable, [], loop.create_future(), work=work))
+
+    def _enqueue(self, item: _Release) -> None:
+        self._queue.append(item)
+        self._queued_bytes += item.size_bytes
+        if not self._has_room():
             self._room.clear()
         self._changed.set()
-        return waiter
+
+    def _has_room(self) -> bool:
+        return len(self._queue) < MAX_UNRELEASED // 2 and self._queued_bytes < MAX_UNRELEASED_BYTES // 2
 
     def _execute_one(self, action: Action, now_ms: int, *, first: bool) -> list[Effect]:
         try:
@@ -160,9 +187,15 @@ class Engine:
                 self._abandon(error)
                 return
             self._queue.popleft()
-            if len(self._queue) < MAX_UNRELEASED // 2:
+            self._queued_bytes -= item.size_bytes
+            if self._has_room():
                 self._room.set()
-            self._release(item.effects)
+            try:
+                if item.work is not None:
+                    item.work()
+                self._release(item.effects)
+            except XlnError as error:  # a peer that is gone, say: what it lacks is sent when it syncs
+                _log.warning("not released", error=str(error))
             if not item.done.done():
                 item.done.set_result(item.effects)
 
@@ -175,3 +208,7 @@ class Engine:
                 item.done.exception()  # seen, so that nobody's absence is logged
         self._queue.clear()
         self._room.set()
+
+
+def _size_of(statements: Sequence[Statement]) -> int:
+    return sum(len(value) for _, params in statements for value in params if isinstance(value, (str, bytes)))

@@ -389,7 +389,7 @@ class BrokerNode:
                     "custody": format_address(custody),
                 }
             )
-            await together(stop, self._chain.run(), self._lifecycle.run(), self._tick())
+            await together(stop, _watched(releasing), self._chain.run(), self._lifecycle.run(), self._tick())
 
     async def _open_handler(self, connection: Connection, params: dict[str, Any]) -> object:
         return await self._lifecycle.on_open(connection, params)
@@ -411,8 +411,7 @@ class BrokerNode:
                     sent_ms = self._proposed_at_ms.get(desk.channel_id, 0)
                     if desk.outstanding is not None and now_ms - sent_ms >= RESEND_AFTER_MS:
                         self._proposed_at_ms[desk.channel_id] = now_ms
-                        for effect in desk.resend():
-                            self._wire.release(effect)
+                        self._wire.resend(desk)
                     self._propose_soon(desk)
                     self._wire.subscribe_books(desk)
             except XlnError as error:
@@ -502,3 +501,8 @@ def _quantile(ordered: Sequence[float], percent: int) -> float | None:
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _watched(task: "asyncio.Task[None]") -> None:
+    """Ends with the task: what it raises stops the node."""
+    await asyncio.shield(task)

@@ -14,11 +14,12 @@ codes and change nothing; what a peer signed and must not have is kept as eviden
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from broker.actions import (
     Action,
+    CloseChannel,
     FreezeChannel,
     LockSigned,
     PeerCountersignature,
@@ -69,6 +70,7 @@ from rpc.links import Links
 from rpc.transport import Connection
 
 SYNC_TIMEOUT_S = 10.0
+RESUBSCRIBE_MS = 900  # less than a tick, which asks again
 REQUEST_TIMEOUT_S = 20.0
 
 _log = logs.get("broker.wire")
@@ -95,6 +97,9 @@ class Wire:
         self.synced: set[ChannelId] = set()
         self.peer_books: dict[tuple[ChannelId, MarketId], PeerBook] = {}
         self._subscribing: dict[tuple[ChannelId, int], MarketId] = {}
+        self._asked_ms: dict[tuple[ChannelId, MarketId], int] = {}
+        self._accused: set[ChannelId] = set()
+        self._syncing: set[tuple[Connection, ChannelId]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- connections
@@ -112,6 +117,8 @@ class Wire:
                 del self.peer_books[book]
             for call in [key for key in self._subscribing if key[0] == desk.channel_id]:
                 del self._subscribing[call]
+            for asked in [key for key in self._asked_ms if key[0] == desk.channel_id]:
+                del self._asked_ms[asked]
 
     async def on_message(self, connection: Connection, message: Message) -> None:
         """Never raises for what a peer sent: it is answered with its code."""
@@ -124,7 +131,10 @@ class Wire:
             case Notification():
                 self._notification(connection, message)
             case Response():
-                self._response(connection, message)
+                try:
+                    self._response(connection, message)
+                except XlnError as error:
+                    _log.warning("a useless answer", peer=format_address(connection.peer), error=str(error))
             case Batch():
                 for item in message.items:
                     await self.on_message(connection, item)
@@ -240,12 +250,13 @@ class Wire:
 
     def freeze(self, desk: Desk, code: Code, message: str, evidence: str) -> None:
         """Stops signing on a channel for good, and says so loudly."""
-        if desk.channel.phase is Phase.FROZEN:
+        if desk.channel.phase is Phase.FROZEN or desk.channel_id in self._accused:
             return
         _log.error("channel frozen", channel=format_hex(desk.channel_id), code=code.label, reason=message)
         row = (desk.channel_id, self._engine.clock.now_ms(), code.label, evidence)
         freeze: Action = FreezeChannel(desk.channel_id, code.name, message)
         self._engine.execute(freeze, [Statement(INSERT_EVIDENCE, row)])
+        self._accused.add(desk.channel_id)  # after the final state nothing freezes: one piece of evidence is enough
 
     # -- in: turns
 
@@ -257,6 +268,8 @@ class Wire:
         state_hash, signature = f.hash("hash"), f.hex("sig", SIGNATURE_BYTES)
         f.done()
         require_signer(eth_sign_digest(state_hash), signature, desk.peer, f"turn {turn}")
+        if is_final and desk.channel.phase is Phase.ACTIVE:
+            self._engine.execute(CloseChannel(desk.channel_id))  # it has asked to close, and that call was lost
         try:
             self._engine.execute(PeerProposal(desk.channel_id, turn, is_final, time_ms, runs, state_hash, signature))
         except InvariantBroken as broken:
@@ -282,6 +295,8 @@ class Wire:
         f.done()
         digest = desk.domain.digest(REFUSAL.hash(desk.channel_id, turn, state_hash, code))
         require_signer(digest, signature, desk.peer, f"the refusal of turn {turn}")
+        if turn <= desk.channel.burnt_turn:
+            return True  # known: nothing to keep
         _log.warning("the peer refused a turn", channel=format_hex(desk.channel_id), turn=turn, code=code)
         row = (desk.channel_id, self._engine.clock.now_ms(), code, dumps(params))
         self._engine.execute(PeerRefusal(desk.channel_id, turn, state_hash), [Statement(INSERT_EVIDENCE, row)])
@@ -299,7 +314,8 @@ class Wire:
             raise PeerFault(Code.CHANNEL_LOCK, "a broker shows its own lock")
         fixed, terms = desk.channel.fixed, desk.channel.terms
         verify_lock(signed, collateral_domain(fixed.chain_id, terms.collateral), self._xln)
-        self._engine.execute(LockSigned(signed))
+        if desk.signed_locks[1 - desk.me] != signed:  # it is shown again and again while the channel opens
+            self._engine.execute(LockSigned(signed))
         return True
 
     # -- sync
@@ -323,8 +339,15 @@ class Wire:
         }
 
     async def _sync_out(self, connection: Connection, desk: Desk) -> None:
-        """Tells the peer where this node stands, and sends what the answer shows that it lacks."""
-        raw = await connection.request("channel.sync", self._sync_message(desk), SYNC_TIMEOUT_S)
+        """Tells the peer where this node stands, and sends what the answer shows that it lacks. One at a time."""
+        key = (connection, desk.channel_id)
+        if key in self._syncing:
+            return
+        self._syncing.add(key)
+        try:
+            raw = await connection.request("channel.sync", self._sync_message(desk), SYNC_TIMEOUT_S)
+        finally:
+            self._syncing.discard(key)
         self._bring_up_to_date(connection, desk, raw)
 
     async def _sync(self, connection: Connection, params: dict[str, Any]) -> object:
@@ -346,9 +369,18 @@ class Wire:
         if desk.channel.phase is Phase.FROZEN:
             return
         self._require_not_lost(desk, turn, state_hash, received, dumps(raw))
-        self.synced.add(desk.channel_id)
-        self._send_missing(connection, desk, received, turn if state_hash != ZERO_HASH else -1)
-        self.subscribe_books(desk)
+        missing = [p.entry for p in desk.channel.pending if p.sender == desk.me and p.entry.seq > received]
+        again = desk.resend(turn if state_hash != ZERO_HASH else -1)
+
+        def bring() -> None:
+            """What the peer lacks may not be durable yet: it is sent in the order of releases, never before."""
+            if self.connection(desk.peer) is not connection or not connection.is_open:
+                return  # the next connection syncs anew
+            self.synced.add(desk.channel_id)
+            self._send_missing(connection, desk, missing, again)
+            self.subscribe_books(desk)
+
+        self._engine.after(bring)
 
     def _require_not_lost(self, desk: Desk, turn: int, state_hash: Hash, received: int, evidence: str) -> None:
         """A peer that holds more of this node's signatures than this node knows: its database is an old copy."""
@@ -364,15 +396,25 @@ class Wire:
             self.freeze(desk, Code.CHANNEL_LOST_STATE, message, evidence)
             raise LocalRefusal(Code.CHANNEL_LOST_STATE, message)
 
-    def _send_missing(self, connection: Connection, desk: Desk, received: int, turn: int) -> None:
-        lock = desk.signed_locks[desk.me]
-        if lock is not None and desk.channel.phase is Phase.OPENING:
+    def _send_missing(
+        self, connection: Connection, desk: Desk, entries: Sequence[Entry], again: Sequence[Effect]
+    ) -> None:
+        if desk.channel.phase is Phase.OPENING:
             self._send_lock(connection, desk)
-        for pending in desk.channel.pending:
-            if pending.sender == desk.me and pending.entry.seq > received:
-                connection.send_nowait(dumps(entry_to_json(pending.entry)))
-        for effect in desk.resend(turn):
+        for entry in entries:
+            connection.send_nowait(dumps(entry_to_json(entry)))
+        for effect in again:
             self.release(effect)
+
+    def resend(self, desk: Desk) -> None:
+        """Sends what is outstanding again, once it is durable."""
+        again = desk.resend()
+
+        def send() -> None:
+            for effect in again:
+                self.release(effect)
+
+        self._engine.after(send)
 
     def _send_lock(self, connection: Connection, desk: Desk) -> None:
         lock = desk.signed_locks[desk.me]
@@ -388,17 +430,23 @@ class Wire:
     # -- peers' books
 
     def subscribe_books(self, desk: Desk) -> None:
-        """Asks for each of the peer's markets, once per connection."""
+        """Asks for each of the peer's markets that is not here, seldom enough that a peer cannot fill our journal."""
         if not desk.is_trading or desk.channel_id not in self.synced:
             return
+        now_ms = self._engine.clock.now_ms()
         for market in desk.channel.terms.markets:
             key = (desk.channel_id, market.market_id)
             if (
                 market.holder == desk.peer
                 and key not in self.peer_books
                 and market.market_id not in self._waiting(desk)
+                and abs(now_ms - self._asked_ms.get(key, 0)) >= RESUBSCRIBE_MS
             ):
-                self._subscribe(desk, market.market_id)
+                self._asked_ms[key] = now_ms
+                try:
+                    self._subscribe(desk, market.market_id)
+                except XlnError as error:
+                    _log.warning("not subscribed", channel=format_hex(desk.channel_id), error=str(error))
 
     def _waiting(self, desk: Desk) -> set[MarketId]:
         return {market for (channel_id, _), market in self._subscribing.items() if channel_id == desk.channel_id}

@@ -1,10 +1,15 @@
 """Laws that a review found broken: each test is named after its law."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from broker import exchange as exchanges
-from broker.actions import Expire, FreezeChannel, PeerEntry, PlaceOrder
+from broker.actions import DepositSeen, Expire, FreezeChannel, PeerEntry, PlaceOrder
 from broker.core import Core
+from broker.engine import Engine
+from broker.records import MIGRATIONS
 from channel import position, transition
 from channel.entry import Entry, entry_digest
 from channel.errors import Code, LocalRefusal, PeerFault
@@ -12,6 +17,8 @@ from channel.orders import TimeInForce
 from channel.signing import Signer
 from channel.transition import Phase
 from channel.units import Hash
+from node.clock import FixedClock
+from node.store import Store
 from tests.support.pair import BTC, CHAIN_ID, USD, Pair, Side, custody_of, market_of, user
 
 ALICE, BOB = user(21), user(31)
@@ -72,3 +79,33 @@ def test_a_final_channel_is_not_frozen_so_that_payouts_are_still_collected(pair:
     assert pair.phase(pair.a) is Phase.FINAL
     freeze(pair, pair.a)
     assert pair.phase(pair.a) is Phase.FINAL
+
+
+# -- nothing leaves before it is durable
+
+
+async def test_what_was_executed_is_not_sent_again_before_it_is_durable(pair: Pair, tmp_path: Path) -> None:
+    """A resend reads memory; it must wait for the disk like the first sending."""
+    async with Store.open(tmp_path / "broker.sqlite", MIGRATIONS) as store:
+        released: list[object] = []
+        engine = Engine(pair.a.core, store, FixedClock(pair.now), released.extend)
+        engine.rows.fixed[pair.fixed.channel_id] = pair.fixed
+        sent: list[str] = []
+        done = engine.execute(DepositSeen(ALICE.address, USD, 5))
+        engine.after(lambda: sent.append("again"))
+        assert sent == []
+        running = asyncio.ensure_future(engine.run())
+        await done
+        await engine.durable()
+        assert sent == ["again"]
+        running.cancel()
+
+
+async def test_after_the_disk_has_failed_nothing_is_sent_again(pair: Pair, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "broker.sqlite", MIGRATIONS)
+    engine = Engine(pair.a.core, store, FixedClock(pair.now), lambda effects: None)
+    await store.close()
+    with pytest.raises(LocalRefusal, match="closed"):
+        engine.execute(DepositSeen(ALICE.address, USD, 5))
+    with pytest.raises(LocalRefusal):
+        engine.after(lambda: pytest.fail("sent"))
