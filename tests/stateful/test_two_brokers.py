@@ -6,10 +6,12 @@ The chain is the simplest thing that pays what it is told; the wire delivers in 
 
     C  per token, custody of X on chain = users + house + sum over peers (bu[X][P] - bu[P][X]), to the unit
     S  what all users, custodies and wallets have together never changes
-    M  signed turns never fall and never fork: one state hash per turn, on both sides
+    M  signed turns never fall and never fork: one state hash per turn and signer, the same on both sides
     V  whenever both are synced and idle, they hold the same co-signed state and the same view
     D  replaying the actions gives the identical node, and replaying the journal the identical state
     L  XLN never has more locked than is deposited
+    O  what is locked of a user is exactly what his open orders need
+    E  no co-signed state is uncovered, and what is matched and not co-signed never exceeds U
 """
 
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from broker.actions import (
+    Action,
     Concluded,
     DepositConfirmed,
     DepositDropped,
@@ -32,18 +35,19 @@ from broker.actions import (
 )
 from broker.core import Core
 from broker.desk import Desk
-from broker.effects import SendEntry
+from broker.effects import Effect, SendEntry, Signed
 from broker.exchange import Withdrawal
 from channel import transition
+from channel.appdata import CollateralLock
 from channel.errors import Code, LocalRefusal, PeerFault
 from channel.journal import record_to_json
 from channel.orders import OrderType, TimeInForce
 from channel.replay import replay
 from channel.state import FixedPart
 from channel.strictjson import dumps
-from channel.transition import Phase
+from channel.transition import Channel, Phase
 from channel.typed import custody_domain
-from channel.units import Address, Hash
+from channel.units import ZERO_HASH, Address, Hash
 from tests.support.pair import ADJUDICATOR, BTC, CHAIN_ID, COLLATERAL, USD, XLN, Pair, Side, custody_of, market_of, user
 from xln import locks
 from xln.adjudication import adjudicate
@@ -56,17 +60,31 @@ side_of = st.integers(0, 1)
 who_of = st.integers(0, 1)
 
 
+ORDERS = st.tuples(
+    side_of,
+    who_of,
+    side_of,
+    st.integers(-3, 3),
+    st.integers(1, 400),
+    st.sampled_from((TimeInForce.GTC, TimeInForce.GTC, TimeInForce.IOC)),
+    st.sampled_from((0, 0, 2, 4)),
+    st.sampled_from((False, False, True)),
+    st.sampled_from((10**7, 10**7, 50)),
+)
+
+
 class World(Pair):
     """The pair with a chain, XLN and a wire that can be cut."""
 
     def __init__(self) -> None:
-        super().__init__(lock_amount=4 * 10**11, unsettled_limit=2 * 10**10)
+        super().__init__(lock_amount=2 * 10**10, unsettled_limit=3 * 10**9)
         self.custody = {(i, token): 0 for i in (0, 1) for token in TOKENS}
         self.wallet = {(i, u, token): WALLET[token] for i in (0, 1) for u in (0, 1) for token in TOKENS}
         self.seen: list[tuple[int, int, Address, int]] = []
         self.turns: dict[tuple[bytes, int], bytes] = {}
         self.channels_opened = 0
         self.refused: list[str] = []
+        self.signed: dict[tuple[bytes, bytes, int], bytes] = {}
         ledger = locks.Ledger(chain_id=CHAIN_ID, adjudicator=ADJUDICATOR, collateral=COLLATERAL)
         for side in self.sides:
             address = side.signer.address
@@ -101,6 +119,14 @@ class World(Pair):
             self.xln = locks.lock_signed(self.xln, signed, self.fixed)
             self.xln = locks.lock_registered(self.xln, signed.lock)
         self.open()
+
+    def run(self, side: Side, action: Action) -> list[Effect]:
+        effects = super().run(side, action)
+        for effect in effects:
+            if isinstance(effect, Signed):
+                key = (side.signer.address, effect.channel_id, effect.turn)
+                assert self.signed.setdefault(key, effect.state_hash) == effect.state_hash, "two states for one turn"
+        return effects
 
     def reconnect(self) -> None:
         """What was under way is lost; each sends what the other lacks, as `Wire._send_missing` does."""
@@ -197,7 +223,7 @@ class TwoBrokers(RuleBasedStateMachine):
         w.wallet[(i, u, token)] += amount
         w.run(w.side(i), DepositDropped(USERS[i][u].address, token, amount))
 
-    @rule(i=side_of, u=who_of, token=st.sampled_from(TOKENS), amount=st.integers(1, 10**13), fails=st.booleans())
+    @rule(i=side_of, u=who_of, token=st.sampled_from(TOKENS), amount=st.integers(1, 10**9), fails=st.booleans())
     def withdraw(self, i: int, u: int, token: Address, amount: int, fails: bool) -> None:
         w = self.world
         withdrawal_id = Hash(w.now.to_bytes(32, "big"))
@@ -218,28 +244,19 @@ class TwoBrokers(RuleBasedStateMachine):
 
     # -- orders
 
-    @rule(
-        i=side_of,
-        u=who_of,
-        side=side_of,
-        price=st.integers(5_999_990, 6_000_010),
-        lots=st.integers(1, 400),
-        tif=st.sampled_from(TimeInForce),
-        share=st.integers(0, 4),
-        away=st.booleans(),
-        valid_ms=st.sampled_from((50, 10**7)),
-    )
-    def order(
-        self, i: int, u: int, side: int, price: int, lots: int, tif: TimeInForce, share: int, away: bool, valid_ms: int
-    ) -> None:
+    @rule(orders=st.lists(ORDERS, min_size=2, max_size=8))
+    def trade(self, orders: list[tuple[Any, ...]]) -> None:
+        """Several orders in a row, so that they meet; `share` quarters of each are routed to the peer."""
         w = self.world
-        here = w.side(i)
-        market = market_of(w.other(here).signer.address) if away else here.market
-        signed = w.order(here, USERS[i][u], side, price, lots, tif=tif, market=market, valid_ms=valid_ms)
-        try:
-            w.place(here, signed, remote_lots=0 if away else lots * share // 4)
-        except LocalRefusal as refusal:
-            assert refusal.code in _REFUSALS, refusal
+        for i, u, side, offset, lots, tif, share, away, valid_ms in orders:
+            here = w.side(i)
+            market = market_of(w.other(here).signer.address) if away else here.market
+            price = 6_000_000 + offset
+            signed = w.order(here, USERS[i][u], side, price, lots, tif=tif, market=market, valid_ms=valid_ms)
+            try:
+                w.place(here, signed, remote_lots=0 if away else lots * share // 4)
+            except LocalRefusal as refusal:
+                assert refusal.code in _REFUSALS, refusal
 
     @rule(i=side_of, u=who_of, side=side_of, lots=st.integers(1, 400), share=st.integers(1, 4))
     def market_order(self, i: int, u: int, side: int, lots: int, share: int) -> None:
@@ -260,7 +277,7 @@ class TwoBrokers(RuleBasedStateMachine):
             who = next(s for s in USERS[i] if s.address == live.owner)
             self.world.cancel(here, order_id, who)
 
-    @rule(i=side_of, pick=st.integers(0, 1000), price=st.integers(5_999_990, 6_000_010), lots=st.integers(1, 400))
+    @rule(i=side_of, pick=st.integers(0, 1000), price=st.integers(5_999_997, 6_000_003), lots=st.integers(1, 400))
     def amend(self, i: int, pick: int, price: int, lots: int) -> None:
         w = self.world
         here = w.side(i)
@@ -282,7 +299,7 @@ class TwoBrokers(RuleBasedStateMachine):
 
     # -- the wire, crashes
 
-    @rule(i=side_of, count=st.integers(1, 4))
+    @rule(i=side_of, count=st.integers(1, 12))
     def deliver(self, i: int, count: int) -> None:
         for _ in range(count):
             if self.world.side(i).outbox:
@@ -291,6 +308,11 @@ class TwoBrokers(RuleBasedStateMachine):
     @rule(i=side_of)
     def propose(self, i: int) -> None:
         self.world.propose(self.world.side(i))
+
+    @rule()
+    def rest(self) -> None:
+        """Everything arrives, and everything is co-signed."""
+        self.world.settle()
 
     @rule()
     def cut(self) -> None:
@@ -391,6 +413,27 @@ class TwoBrokers(RuleBasedStateMachine):
                     transition.check(desk.channel)
 
     @invariant()
+    def locked_is_what_open_orders_need(self) -> None:
+        for i, side in enumerate(self.world.sides):
+            needed: dict[tuple[Address, Address], int] = {}
+            for live in side.exchange.orders.values():
+                key = (live.owner, live.pays)
+                needed[key] = needed.get(key, 0) + live.needs(live.local_lots + live.remote_lots)
+            for who in USERS[i]:
+                for token in TOKENS:
+                    locked = side.exchange.ledger.balance(who.address, token).locked
+                    assert locked == needed.get((who.address, token), 0)
+
+    @invariant()
+    def exposure_is_bounded(self) -> None:
+        for side in self.world.sides:
+            for desk in side.core.desks.values():
+                channel = desk.channel
+                for debtor in (0, 1):
+                    assert _value_owed(channel, debtor) * 11 <= (channel.locks[debtor] or NO_LOCK).locked * 10
+                assert channel.unsettled_value <= channel.terms.unsettled_limit
+
+    @invariant()
     def xln_is_sound(self) -> None:
         locks.check(self.world.xln)
 
@@ -411,6 +454,20 @@ class TwoBrokers(RuleBasedStateMachine):
             assert result.last is not None
             assert result.last.state.state_hash == a.channel.cosigned.state.state_hash
         self.identity()
+
+
+NO_LOCK = CollateralLock(owner=ADJUDICATOR, lock_id=ZERO_HASH, chain_id=CHAIN_ID, token=USD, available=0, locked=0)
+
+
+def _value_owed(channel: Channel, debtor: int) -> int:
+    """In base units of USD, by hand: what is owed, and what every open order could add at its limit."""
+    position = channel.position
+    btc, usd = position.owed(debtor, BTC), position.owed(debtor, USD)
+    for order in position.orders.values():
+        pays_usd = (order.owner == debtor) == (order.side == 0)
+        usd += order.price_ticks * order.left_lots if pays_usd else 0
+        btc += 0 if pays_usd else order.left_lots * 10_000
+    return usd + btc * 60_000 * 10**6 // 10**8
 
 
 _REFUSALS: tuple[Any, ...] = (
