@@ -14,6 +14,7 @@ from broker.actions import (
     DepositConfirmed,
     DepositDropped,
     DepositSeen,
+    FreezeChannel,
     LockConfirmed,
     PaidOut,
     WithdrawalDone,
@@ -23,7 +24,8 @@ from broker.config import BrokerConfig
 from broker.engine import Engine
 from broker.exchange import Withdrawal
 from broker.records import DELETE_SEEN, INSERT_SEEN, SET_META
-from channel.errors import Code, InvariantBroken, LocalRefusal, XlnError
+from channel import transition
+from channel.errors import Code, InvariantBroken, LocalRefusal, PeerFault, XlnError
 from channel.signing import Signer
 from channel.strictjson import dumps, loads
 from channel.transition import Phase
@@ -62,6 +64,7 @@ class ChainWork:
         self._signer = signer
         self._watcher: Watcher | None = None
         self._withdrawing: dict[Hash, asyncio.Task[None]] = {}
+        self._approved: set[Hash] = set()  # pending withdrawals that are durable
         self._slots = asyncio.Semaphore(MAX_PARALLEL_WITHDRAWALS)
 
     # -- start
@@ -95,6 +98,8 @@ class ChainWork:
 
     async def start(self) -> None:
         """Takes up where the last run ended: what was seen and not confirmed is taken back and seen again."""
+        withdrawals = self._engine.core.exchange.withdrawals.values()
+        self._approved = {w.withdrawal_id for w in withdrawals if w.status == "pending"}
         rows = await self._engine.store.read("SELECT tx, log_index, user, token, amount FROM seen")
         for tx, log_index, user, token, amount in rows:
             dropped = DepositDropped(_address(user), _address(token), int(str(amount)))
@@ -128,10 +133,13 @@ class ChainWork:
         """Polls for ever. An endpoint that fails is said once and asked again."""
         assert self._watcher is not None
         failing = False
+        refused: Poll | None = None  # what could not be stored (too busy) is kept: the watcher does not show it twice
         while True:
             try:
-                poll = await self._watcher.poll()
+                poll = refused or await self._watcher.poll()
+                refused = poll
                 await self._apply(poll)
+                refused = None
                 self.head_unix_s = poll.head.timestamp
                 if failing:
                     _log.info("the chain answers again", block=poll.head.number)
@@ -141,7 +149,7 @@ class ChainWork:
                     continue
             except LocalRefusal as refusal:
                 if not failing:
-                    _log.warning("the chain does not answer", error=str(refusal))
+                    _log.warning("the chain is not read", error=str(refusal))
                 failing = True
             await asyncio.sleep(self._config.network.poll_s)
 
@@ -151,6 +159,8 @@ class ChainWork:
         rows: list[Statement] = []
         for event in poll.dropped:
             if isinstance(event, events.Deposited) and event.ref.contract == self.custody.address:
+                if not self._takes(event.token):
+                    continue
                 actions.append(DepositDropped(event.user, event.token, event.amount))
                 rows.append(Statement(DELETE_SEEN, (event.ref.tx_hash, event.ref.log_index)))
                 _log.warning("a deposit is gone from the chain", user=format_address(event.user))
@@ -186,21 +196,39 @@ class ChainWork:
                         Code.CONSERVATION, f"custody paid withdrawal {format_hex(event.id)}, which is not pending here"
                     )
                 return [WithdrawalDone(Hash(event.id))]
-            case events.LockRegistered():
-                desk = self._engine.core.desks.get(ChannelId(event.channel_id))
-                if desk is not None and desk.channel.phase is Phase.OPENING:
-                    return [
-                        LockConfirmed(desk.channel_id, event.owner, event.token, event.amount, Hash(event.terms_hash))
-                    ]
+            case events.LockRegistered() if event.ref.contract == self.collateral.address:
+                return self._lock_registered(event)
             case events.PaidOut():
                 return self._paid_out(event)
-            case events.Concluded():
+            case events.Concluded() if event.ref.contract == self.adjudicator.address:
                 desk = self._engine.core.desks.get(ChannelId(event.channel_id))
                 if desk is not None and desk.channel.phase is Phase.FINAL:
                     return [Concluded(desk.channel_id)]
             case _:
                 pass
         return []
+
+    def _lock_registered(self, event: events.LockRegistered) -> list[Action]:
+        """A lock of a channel that opens. One that does not fit it voids the channel: XLN has signed for other terms.
+
+        The peer can bring that about, so it must not be an error here: the chain would show it again for ever.
+        """
+        desk = self._engine.core.desks.get(ChannelId(event.channel_id))
+        if desk is None or desk.channel.phase is not Phase.OPENING:
+            return []
+        try:
+            transition.lock_confirmed(
+                desk.channel,
+                desk.channel.fixed.index_of(event.owner),
+                event.token,
+                event.amount,
+                Hash(event.terms_hash),
+            )
+        except PeerFault as fault:
+            message = f"the chain has another lock for this channel: {fault.message}"
+            _log.error("channel frozen", channel=format_hex(desk.channel_id), reason=message)
+            return [FreezeChannel(desk.channel_id, fault.code.name, message)]
+        return [LockConfirmed(desk.channel_id, event.owner, event.token, event.amount, Hash(event.terms_hash))]
 
     def _paid_out(self, event: events.PaidOut) -> list[Action]:
         """A payout between the two custodies of one of this broker's channels."""
@@ -223,11 +251,19 @@ class ChainWork:
     # -- withdrawals
 
     def _serve_withdrawals(self) -> None:
-        """Starts a task for each pending withdrawal that has none."""
-        for request in self._engine.core.exchange.withdrawals.values():
-            if request.status == "pending" and request.withdrawal_id not in self._withdrawing:
-                task = asyncio.ensure_future(self._withdraw(request))
-                self._withdrawing[request.withdrawal_id] = task
+        """Starts a task for each pending withdrawal that is durable and has none."""
+        if self._engine.failure is not None:
+            return
+        for withdrawal_id in list(self._approved):
+            request = self._engine.core.exchange.withdrawals[withdrawal_id]
+            if request.status != "pending":
+                self._approved.discard(withdrawal_id)
+            elif withdrawal_id not in self._withdrawing:
+                self._withdrawing[withdrawal_id] = asyncio.ensure_future(self._withdraw(request))
+
+    def approve(self, withdrawal_id: Hash) -> None:
+        """The withdrawal is durable: from now on it may be signed and sent."""
+        self._approved.add(withdrawal_id)
 
     async def _withdraw(self, request: Withdrawal) -> None:
         """Sends it until it is on chain, or gives it back once its deadline has passed there unused."""
@@ -251,8 +287,12 @@ class ChainWork:
     async def _is_dead(self, request: Withdrawal) -> bool:
         """Whether a block with confirmations is past the deadline and the id is unused in it."""
         assert self._watcher is not None
-        block = await self.client.block(self._watcher.cursor.number)
-        return block is not None and block.timestamp > request.deadline_s
+        cursor = self._watcher.cursor
+        block = await self.client.block(cursor.number)
+        if block is None or block.hash != cursor.hash or block.timestamp <= request.deadline_s:
+            return False
+        # In that very block: an endpoint that lags would otherwise call a paid withdrawal unused.
+        return not await self.custody.withdrawal_used(request.withdrawal_id, block.number)
 
     async def _send_withdrawal(self, request: Withdrawal) -> None:
         struct_hash = WITHDRAWAL_APPROVAL.hash(

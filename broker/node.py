@@ -23,7 +23,7 @@ from broker.chainwork import ChainWork
 from broker.config import BrokerConfig
 from broker.core import Core
 from broker.desk import Desk
-from broker.effects import BookChanged, Cosigned, Effect, OrderChanged, Traded
+from broker.effects import BookChanged, Cosigned, Effect, OrderChanged, SubmitWithdrawal, Traded
 from broker.engine import Engine
 from broker.exchange import Exchange, UserOrder, Withdrawal
 from broker.lifecycle import Lifecycle
@@ -429,6 +429,8 @@ class BrokerNode:
                     self._order_changed(effect.order_id)
                 case Traded():
                     self._traded(effect)
+                case SubmitWithdrawal():
+                    self._chain.approve(effect.withdrawal_id)
                 case BookChanged():
                     self._wire.release(effect)
                     self._tell(("book", effect.market_id, effect.seq, effect.changes))

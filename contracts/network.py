@@ -207,8 +207,8 @@ class Custody:
     ) -> Receipt:
         return await sender.send(self.withdraw_call(withdrawal, user_signature, broker_signature))
 
-    async def withdrawal_used(self, withdrawal_id: bytes) -> bool:
-        (used,) = await self.client.call(self._call("withdrawalUsed", withdrawal_id))
+    async def withdrawal_used(self, withdrawal_id: bytes, block: int | Hash | str = "latest") -> bool:
+        (used,) = await self.client.call(self._call("withdrawalUsed", withdrawal_id), block=block)
         return bool(used)
 
     async def payout(

@@ -1,25 +1,27 @@
 """Laws that a review found broken: each test is named after its law."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from broker import exchange as exchanges
-from broker.actions import DepositSeen, Expire, FreezeChannel, PeerEntry, PlaceOrder
-from broker.core import Core
+from broker.actions import DepositSeen, Expire, FreezeChannel, OpenChannel, Withdraw
+from broker.chainwork import ChainWork
 from broker.engine import Engine
+from broker.exchange import Withdrawal
 from broker.records import MIGRATIONS
-from channel import position, transition
-from channel.entry import Entry, entry_digest
-from channel.errors import Code, LocalRefusal, PeerFault
-from channel.orders import TimeInForce
+from channel.errors import Code, LocalRefusal
 from channel.signing import Signer
 from channel.transition import Phase
 from channel.units import Hash
+from contracts.client import ChainClient
+from contracts.events import LockRegistered, LogRef
 from node.clock import FixedClock
 from node.store import Store
-from tests.support.pair import BTC, CHAIN_ID, USD, Pair, Side, custody_of, market_of, user
+from tests.support.memory_node import write_and_load
+from tests.support.pair import BTC, COLLATERAL, USD, Pair, Side, custody_of, market_of, user
 
 ALICE, BOB = user(21), user(31)
 
@@ -109,3 +111,54 @@ async def test_after_the_disk_has_failed_nothing_is_sent_again(pair: Pair, tmp_p
         engine.execute(DepositSeen(ALICE.address, USD, 5))
     with pytest.raises(LocalRefusal):
         engine.after(lambda: pytest.fail("sent"))
+
+
+# -- the chain
+
+
+async def test_a_lock_for_other_terms_on_chain_voids_the_channel_and_not_the_node(tmp_path: Path) -> None:
+    """The peer can make XLN sign its lock for other terms of the same channelId, and register it."""
+    pair = Pair()
+    pair.run(pair.a, OpenChannel(pair.fixed, pair.terms))
+    async with Store.open(tmp_path / "broker.sqlite", MIGRATIONS) as store:
+        engine = Engine(pair.a.core, store, FixedClock(pair.now), lambda effects: None)
+        engine.rows.fixed[pair.fixed.channel_id] = pair.fixed
+        config = write_and_load(tmp_path / "node")
+        client = cast(ChainClient, None)
+        work = ChainWork(config, engine, pair.a.signer, client, custody_of(pair.a.signer.address))
+        ref = LogRef(
+            contract=COLLATERAL, block_number=1, block_hash=Hash(b"\1" * 32), tx_hash=Hash(b"\2" * 32), log_index=0
+        )
+        event = LockRegistered(
+            ref=ref,
+            lock_id=Hash(b"\3" * 32),
+            channel_id=pair.fixed.channel_id,
+            owner=pair.b.signer.address,
+            token=USD,
+            amount=1,
+            terms_hash=Hash(b"\7" * 32),
+            expiry_unix_s=10,
+            open_by_unix_s=5,
+        )
+        actions = work._confirmed(event, [])
+        assert [type(a) for a in actions] == [FreezeChannel]
+        pair.run(pair.a, actions[0])
+        assert pair.phase(pair.a) is Phase.FROZEN
+        # and nobody but XlnCollateral registers locks
+        forged = replace(event, ref=replace(ref, contract=custody_of(pair.b.signer.address)))
+        assert work._confirmed(forged, []) == []
+
+
+async def test_a_withdrawal_is_not_sent_before_it_is_durable(pair: Pair, tmp_path: Path) -> None:
+    async with Store.open(tmp_path / "broker.sqlite", MIGRATIONS) as store:
+        engine = Engine(pair.a.core, store, FixedClock(pair.now), lambda effects: None)
+        config = write_and_load(tmp_path / "node")
+        work = ChainWork(config, engine, pair.a.signer, cast(ChainClient, None), custody_of(pair.a.signer.address))
+        request = Withdrawal(Hash(b"\5" * 32), ALICE.address, USD, 5, ALICE.address, 2**40, b"s" * 65)
+        engine.execute(Withdraw(request))
+        work._serve_withdrawals()
+        assert work._withdrawing == {}
+        work.approve(request.withdrawal_id)
+        work._serve_withdrawals()
+        assert list(work._withdrawing) == [request.withdrawal_id]
+        await work.stop_work()
