@@ -26,7 +26,7 @@ from channel.errors import Code, InvariantBroken, LocalRefusal, PeerFault, XlnEr
 from channel.exposure import is_covered
 from channel.journal import StateRecord
 from channel.locks import SignedLock
-from channel.position import OpenOrder, fill_value_of, shift_worst
+from channel.position import MAX_OPEN_ORDERS, OpenOrder, fill_value_of, shift_worst
 from channel.signing import Signer
 from channel.state import FixedPart
 from channel.strictjson import dumps
@@ -151,7 +151,7 @@ class Desk:
     # -- admission
 
     def objection(self, order: OpenOrder, *, counted: bool, extra_quote: int = 0) -> tuple[Code, str] | None:
-        """Why `order` must not be taken on, or None: phase, cover of both sides, the limit U.
+        """Why `order` must not be taken on, or None: phase, what is open or waits, cover of both, the limit U.
 
         `counted`: the view has the order already (the peer's entry brought it). `extra_quote`: quote base units that
         its fills would move above its limit (a sell that is filled at better prices).
@@ -159,9 +159,15 @@ class Desk:
         channel, terms = self.channel, self.channel.terms
         if channel.phase is not Phase.ACTIVE:
             return Code.CHANNEL_PHASE, f"the channel is {channel.phase.value}"
-        view = channel.view
+        view, quote_token = channel.view, order.market.quote
+        matchable = view.open_quote.get(quote_token, 0) + extra_quote
+        if not counted and view.open_counts[order.owner] >= MAX_OPEN_ORDERS:
+            return Code.ORDER_LIMIT, f"{MAX_OPEN_ORDERS} orders of this broker are open at the peer"
+        if not counted and transition.is_full(channel):
+            return Code.BUSY, "too many entries wait for the peer's signature"
         if not counted:
             view = replace(view, worst=shift_worst(view.worst, order, order.left_lots))
+            matchable += order.market.quote_amount(order.price_ticks, order.left_lots)
         if extra_quote:
             key = (1 - order.owner, order.market.quote)
             view = replace(view, worst=view.worst.set(key, view.worst.get(key, 0) + extra_quote))
@@ -169,9 +175,11 @@ class Desk:
             if not is_covered(view, debtor, channel.locks[debtor], terms):
                 whose = "this broker" if debtor == self.me else "the peer"
                 return Code.ORDER_UNCOVERED, f"{whose} would owe more than is locked for it"
-        quote = order.market.quote_amount(order.price_ticks, order.left_lots) + extra_quote
-        if channel.unsettled_value + fill_value_of(order.market.quote, quote, terms) > terms.unsettled_limit:
-            return Code.ORDER_LIMIT, "the value matched but not yet co-signed would exceed the limit of the terms"
+        # Whatever rests can be matched in one moment: all open orders of both count, on either book.
+        others = sum(fill_value_of(t, quote, terms) for t, quote in view.open_quote.items() if t != quote_token)
+        value = channel.unsettled_value + others + fill_value_of(quote_token, matchable, terms)
+        if value > terms.unsettled_limit:
+            return Code.ORDER_LIMIT, "what could be matched and not co-signed would exceed the limit of the terms"
         return None
 
     # -- turns

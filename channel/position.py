@@ -3,6 +3,7 @@
     net[token]      base units that B owes A (negative: A owes B); one number, so at most one side is owed a token
     orders          open orders by (owner index, reference)
     worst[(i, token)]  what the open orders of both, on either book, could still make participant i owe
+    open_quote[token]  what all open orders are worth at their limits, in the quote token
 
 Netting is addition, and an order's create and notices come from both sides in causal order, so every interleaving that
 both can have produced folds to the same position. A notice that does not apply (unknown order, more lots than are left,
@@ -47,6 +48,7 @@ class Position:
     net: Map[Address, int] = field(default_factory=Map)
     orders: Map[OrderKey, OpenOrder] = field(default_factory=Map)
     worst: Map[tuple[int, Address], int] = field(default_factory=Map)
+    open_quote: Map[Address, int] = field(default_factory=Map)
     open_counts: tuple[int, int] = (0, 0)
     last_seq: tuple[int, int] = (0, 0)
     last_hash: tuple[Hash, Hash] = (ZERO_HASH, ZERO_HASH)
@@ -99,6 +101,7 @@ def _open(position: Position, owner: int, call: CreateOrder) -> Position:
         position,
         orders=position.orders.set((owner, call.ref), order),
         worst=shift_worst(position.worst, order, call.lots),
+        open_quote=_add(position.open_quote, call.market.quote, call.market.quote_amount(call.price_ticks, call.lots)),
         open_counts=_with(position.open_counts, owner, count + 1),
     )
 
@@ -132,12 +135,22 @@ def _apply_notice(position: Position, venue: int, notice: Notice, terms: Terms) 
         net = _settle(net, order, fill)
         value += fill_value_of(order.market.quote, order.market.quote_amount(fill.price_ticks, fill.lots), terms)
     closes = notice.status in (Status.CANCELLED, Status.EXPIRED) or notice.left_lots == 0
-    worst = shift_worst(position.worst, order, -(order.left_lots if closes else filled))
+    gone = order.left_lots if closes else filled
+    worst = shift_worst(position.worst, order, -gone)
+    open_quote = _add(position.open_quote, order.market.quote, -order.market.quote_amount(order.price_ticks, gone))
     orders = (
         position.orders.delete(key) if closes else position.orders.set(key, replace(order, left_lots=notice.left_lots))
     )
     counts = _with(position.open_counts, order.owner, position.open_counts[order.owner] - closes)
-    return replace(position, net=net, orders=orders, worst=worst, open_counts=counts, matched_value=value)
+    return replace(
+        position,
+        net=net,
+        orders=orders,
+        worst=worst,
+        open_quote=open_quote,
+        open_counts=counts,
+        matched_value=value,
+    )
 
 
 def fill_value_of(quote_token: Address, quote_amount: int, terms: Terms) -> int:
