@@ -57,9 +57,14 @@ bench: $(VENV)/.stamp-dev ## what this machine can do
 contracts: $(VENV)/.stamp-dev $(NODE_MODULES) ## compile the contracts and write contracts/artifacts
 	$(PY) contracts/tools/build.py
 
+.PHONY: coverage
+coverage: $(VENV)/.stamp-dev ## branch coverage of the pure modules, by the tests that need no process
+	$(VENV)/bin/coverage run -m pytest -q tests/unit tests/vectors tests/stateful $(PYTEST_ARGS)
+	$(VENV)/bin/coverage report --skip-covered
+
 .PHONY: sim
-sim: $(VENV)/.stamp-dev ## the state machines and simulations, for long
-	XLN_HYPOTHESIS_PROFILE=long $(VENV)/bin/pytest --timeout=3600 $(wildcard tests/sim tests/stateful) $(PYTEST_ARGS)
+sim: $(VENV)/.stamp-dev ## the state machines, for long
+	XLN_HYPOTHESIS_PROFILE=long $(VENV)/bin/pytest --timeout=7200 tests/stateful $(PYTEST_ARGS)
 
 .PHONY: security
 security: .venv-slither/.stamp .venv-halmos/.stamp $(NODE_MODULES) $(VENV)/.stamp-dev ## slither and halmos on the contracts
