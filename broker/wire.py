@@ -65,11 +65,12 @@ from channel.units import (
 from node import logs
 from node.store import Statement
 from rpc import jsonrpc
-from rpc.jsonrpc import Batch, Envelope, Message, Notification, Request, Response
+from rpc.jsonrpc import Batch, Envelope, Message, Notification, RemoteError, Request, Response
 from rpc.links import Links
 from rpc.transport import Connection
 
 SYNC_TIMEOUT_S = 10.0
+RESYNC_S = 0.5
 RESUBSCRIBE_MS = 900  # less than a tick, which asks again
 REQUEST_TIMEOUT_S = 20.0
 
@@ -97,6 +98,7 @@ class Wire:
         self.synced: set[ChannelId] = set()
         self.peer_books: dict[tuple[ChannelId, MarketId], PeerBook] = {}
         self._subscribing: dict[tuple[ChannelId, int], MarketId] = {}
+        self._resyncing: dict[ChannelId, bool] = {}  # under way; True: and once more after it
         self._asked_ms: dict[tuple[ChannelId, MarketId], int] = {}
         self._accused: set[ChannelId] = set()
         self._syncing: set[tuple[Connection, ChannelId]] = set()
@@ -108,7 +110,8 @@ class Wire:
         """A session with a peer begins: sync its channel. Runs beside the reading of messages."""
         for desk in self._desks_of(connection.peer):
             self.synced.discard(desk.channel_id)
-            self._start(self._sync_out(connection, desk))
+            if desk.channel.phase is not Phase.FROZEN:
+                self._start(self._sync_out(connection, desk))
 
     async def on_down(self, peer: Address) -> None:
         for desk in self._desks_of(peer):
@@ -212,12 +215,13 @@ class Wire:
         raw = message.fields
         desk = self.desk_of(connection, raw.get("ch"))
         entry = entry_from_json(raw, desk.domain, connection.peer, self._signer.address)
+        _require_not_frozen(desk)
         last = desk.channel.view.last_seq[1 - desk.me]
         if entry.seq <= last:
             await self._old_entry(connection, desk, entry)
             return
         if entry.seq > last + 1:
-            self._start(self._sync_out(connection, desk))
+            self._resync(connection, desk)
             raise PeerFault(Code.ENTRY_GAP, f"entry {entry.seq} where {last + 1} is next", next=last + 1, seq=entry.seq)
         try:
             self._engine.execute(PeerEntry(entry))
@@ -346,12 +350,34 @@ class Wire:
         self._syncing.add(key)
         try:
             raw = await connection.request("channel.sync", self._sync_message(desk), SYNC_TIMEOUT_S)
+        except RemoteError as error:
+            self._maybe_over(desk, error)
+            raise
         finally:
             self._syncing.discard(key)
         self._bring_up_to_date(connection, desk, raw)
 
+    def _resync(self, connection: Connection, desk: Desk) -> None:
+        """Something is missing: syncs again, at most once in RESYNC_S, so that no peer keeps two nodes spinning."""
+        under_way = desk.channel_id in self._resyncing
+        self._resyncing[desk.channel_id] = under_way
+        if not under_way:
+            self._start(self._sync_again(connection, desk))
+
+    async def _sync_again(self, connection: Connection, desk: Desk) -> None:
+        try:
+            while connection.is_open:
+                self._resyncing[desk.channel_id] = False
+                await self._sync_out(connection, desk)
+                await asyncio.sleep(RESYNC_S)
+                if not self._resyncing[desk.channel_id]:
+                    return
+        finally:
+            del self._resyncing[desk.channel_id]
+
     async def _sync(self, connection: Connection, params: dict[str, Any]) -> object:
         desk = self.desk_of(connection, params.get("ch"))
+        _require_not_frozen(desk)
         answer = self._sync_message(desk)
         self._bring_up_to_date(connection, desk, params)
         return answer
@@ -466,9 +492,15 @@ class Wire:
         if response.error is not None:
             error = jsonrpc.remote_error(response.error)
             _log.info("the peer answered", id=str(response.id), error=str(error))
-            if error.code in (Code.CHANNEL_ENTRIES, Code.ENTRY_GAP):
-                for desk in self._desks_of(connection.peer):
-                    self._start(self._sync_out(connection, desk))
+            for desk in self._desks_of(connection.peer):
+                if error.code in (Code.CHANNEL_ENTRIES, Code.ENTRY_GAP):
+                    self._resync(connection, desk)
+                self._maybe_over(desk, error)
+
+    def _maybe_over(self, desk: Desk, error: XlnError) -> None:
+        """The peer has stopped the channel: nothing more is sent, and no order is routed there."""
+        if error.code in (Code.CHANNEL_FROZEN, Code.CHANNEL_LOST_STATE):
+            self.synced.discard(desk.channel_id)
 
     def _increment(self, connection: Connection, params: dict[str, Any]) -> None:
         f = Fields(params, "orderbook.increment")
@@ -556,3 +588,10 @@ class Wire:
         payload = jsonrpc.notification("orderbook.increment", params)
         for channel_id in subscribers:
             self._send(channel_id, payload)
+
+
+def _require_not_frozen(desk: Desk) -> None:
+    """Raises PeerFault CHANNEL_FROZEN."""
+    if desk.channel.phase is Phase.FROZEN:
+        message = desk.channel.frozen_by[1] if desk.channel.frozen_by else ""
+        raise PeerFault(Code.CHANNEL_FROZEN, f"the channel is frozen here: {message}")
