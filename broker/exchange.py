@@ -20,6 +20,7 @@ from broker.clob.book import Fill, OrderBook, OrderId, Side
 from broker.desk import Desk, flush_all
 from broker.effects import Answer, BookChanged, Effect, Journalled, OrderChanged, Traded
 from broker.ledger import Ledger
+from channel import transition
 from channel.calls import (
     BOOK_SUBSCRIBE,
     BOOK_UNSUBSCRIBE,
@@ -46,6 +47,7 @@ from channel.units import ZERO_HASH, Address, ChannelId, Hash, MarketId, format_
 MAX_VALIDITY_MS = 90 * 24 * 3600 * 1000
 MAX_REMOTE_VALIDITY_MS = 30_000
 MAX_CLOSED_ORDERS = 20_000
+MAX_RESTING_ORDERS = 900_000  # of a book; it takes a million, so that peers' orders and what comes back still fit
 SNAPSHOT_LEVELS = 1_000
 PeerRef = tuple[ChannelId, int]  # (channel, reference of the order there)
 
@@ -141,6 +143,7 @@ class Exchange:
         self._seen: dict[Hash, int] = {}  # order id -> valid until, so that a replay is known as long as it could pass
         self._expiries: list[tuple[int, Hash]] = []
         self._parties: dict[OrderId, Party] = {}  # every order that rests in a book
+        self._resting: dict[ChannelId, dict[int, PeerOrder]] = {}  # peers' among them, by reference
         self._remote: dict[PeerRef, UserOrder] = {}  # users' orders at peers
         self._evidenced: set[tuple[ChannelId, Hash]] = set()
 
@@ -159,6 +162,8 @@ class Exchange:
         order = signed.order
         self._admit(signed, now_ms)
         market, away = self._market_for(order.market_id)
+        if away is None and len(self.books[order.market_id]) >= MAX_RESTING_ORDERS:
+            raise LocalRefusal(Code.BUSY, f"the book is full: {MAX_RESTING_ORDERS} orders rest in it")
         live = UserOrder(signed, market, OrderId(signed.order_id), limit_ticks)
         parts = [(self._desk(channel_id), lots) for channel_id, lots in plan if lots > 0]
         if away is not None:
@@ -325,6 +330,11 @@ class Exchange:
             raise LocalRefusal(Code.ORDER_UNKNOWN, f"no open order {format_hex(order_id)}")
         if live.owner != owner:
             raise LocalRefusal(Code.ORDER_OWNER, "only its owner cancels an order")
+        if live.cancelling:
+            return []  # the peer has been asked
+        desks = {self.desks[channel_id] for channel_id, _ in live.remote}
+        if any(transition.is_full(desk.channel) for desk in desks):
+            raise LocalRefusal(Code.BUSY, "too many entries wait for the peer's signature")
         effects = self._withdraw_order(live, "cancelled")
         for channel_id, ref in sorted(live.remote):
             if not self.desks[channel_id].takes_entries:
@@ -375,6 +385,13 @@ class Exchange:
     def next_expiry_ms(self) -> int | None:
         return self._expiries[0][0] if self._expiries else None
 
+    def _trim_expiries(self) -> None:
+        """Forgets the expiries of peers' orders that are closed: they may lie as far ahead as the peer likes."""
+        if len(self._expiries) > 2 * (len(self._seen) + len(self._parties)) + 1024:
+            kept = [e for e in self._expiries if e[1] in self._seen or OrderId(e[1]) in self._parties]
+            heapq.heapify(kept)
+            self._expiries = kept
+
     # -- settling trades
 
     def _settle_fills(self, taker: Party, market: Market, fills: Iterable[Fill], now_ms: int) -> list[Effect]:
@@ -386,9 +403,11 @@ class Exchange:
             buyer, seller = (taker, maker) if taker.side == 0 else (maker, taker)
             self._move(market, buyer, seller, fill.price_ticks, fill.lots)
             effects += self._evidence(taker, maker) + self._evidence(maker, taker)
-            if fill.maker_left_lots == 0:
+            if isinstance(maker, UserOrder) and fill.maker_left_lots == 0:
                 del self._parties[fill.maker_id]
             if isinstance(maker, PeerOrder):
+                if fill.maker_left_lots == 0:
+                    self._forget(maker)
                 maker.left_lots -= fill.lots
                 rows = hit.setdefault(maker.book_id, (maker, []))[1]
                 rows.append([fill.price_ticks, fill.lots, format_hex(_order_id(taker))])
@@ -474,6 +493,7 @@ class Exchange:
     def apply_calls(self, desk: Desk, seq: int, calls: tuple[Call, ...], now_ms: int) -> list[Effect]:
         """Executes the calls of a peer's entry that the channel has taken, in their order."""
         effects: list[Effect] = []
+        shown: set[MarketId] = set()  # one snapshot of a book for an entry: a batch could ask for hundreds
         for call in calls:
             match call:
                 case CreateOrder():
@@ -484,7 +504,11 @@ class Exchange:
                     effects += self._peer_cancels(desk, call, now_ms)
                 case Notice():
                     effects += self._peer_notice(desk, call, now_ms)
+                case Subscribe() if call.on and call.market_id in shown:
+                    twice = (Code.PARAMS, "one entry asks for a book once")
+                    effects.append(Answer(desk.channel_id, seq, call.call_id, None, twice))
                 case Subscribe():
+                    shown.add(call.market_id)
                     effects.append(self._peer_subscribes(desk, seq, call))
                 case Void():
                     effects.append(Answer(desk.channel_id, seq, call.call_id, None, (call.code, call.message)))
@@ -515,7 +539,9 @@ class Exchange:
         )
         if placement.resting_lots:
             self._parties[order.book_id] = order
+            self._resting.setdefault(desk.channel_id, {})[call.ref] = order
             heapq.heappush(self._expiries, (call.valid_until_ms, Hash(order.book_id)))
+            self._trim_expiries()
         order.left_lots = call.lots - sum(fill.lots for fill in placement.fills)
         rows: list[list[object]] = [
             [fill.price_ticks, fill.lots, format_hex(_order_id(self._parties[fill.maker_id]))]
@@ -531,16 +557,22 @@ class Exchange:
 
     def _peer_cancels(self, desk: Desk, call: CancelOrder, now_ms: int) -> list[Effect]:
         """Cancels what is open; an order that is closed already was told in its last notice."""
+        resting = self._resting.get(desk.channel_id, {})
+        refs = list(resting) if call.ref is None else [call.ref]
         effects: list[Effect] = []
-        for party in list(self._parties.values()):
-            if isinstance(party, PeerOrder) and party.desk is desk and call.ref in (None, party.ref):
-                effects += self._end_peer_order(party, Status.CANCELLED, "", now_ms)
+        for order in [resting[ref] for ref in refs if ref in resting]:
+            effects += self._end_peer_order(order, Status.CANCELLED, "", now_ms)
         return effects
 
     def _end_peer_order(self, order: PeerOrder, status: Status, reason: str, now_ms: int) -> list[Effect]:
         self.books[order.call.market.market_id].cancel(order.book_id)
-        del self._parties[order.book_id]
+        self._forget(order)
         return self._notify(order, status, [], order.left_lots, reason, now_ms)
+
+    def _forget(self, order: PeerOrder) -> None:
+        """A peer's order that has left the book."""
+        del self._parties[order.book_id]
+        del self._resting[order.desk.channel_id][order.ref]
 
     def _peer_notice(self, desk: Desk, notice: Notice, now_ms: int) -> list[Effect]:
         """A binding notice on an order of our user; the channel has checked it against what is open."""
@@ -604,6 +636,8 @@ class Exchange:
 
     def subscribe(self, desk: Desk, market_id: MarketId, on: bool, now_ms: int) -> tuple[int, list[Effect]]:
         """Asks the peer for one of its books; the answer to the reference carries the snapshot."""
+        if not desk.takes_entries or transition.is_full(desk.channel):
+            raise LocalRefusal(Code.BUSY, "the channel takes no entries now")
         method = BOOK_SUBSCRIBE if on else BOOK_UNSUBSCRIBE
         ref, effects = desk.add_call(method, {"market": format_hex(market_id)}, now_ms, answered=True)
         return ref, [*effects, *self._finish(now_ms)]
@@ -632,9 +666,9 @@ class Exchange:
         desk.freeze(code, message)
         if desk.channel.phase is not Phase.FROZEN:
             return []
-        for order in [p for p in self._parties.values() if isinstance(p, PeerOrder) and p.desk is desk]:
+        for order in list(self._resting.get(desk.channel_id, {}).values()):
             self.books[order.call.market.market_id].cancel(order.book_id)
-            del self._parties[order.book_id]
+            self._forget(order)
         for channels in self.subscribers.values():
             channels.discard(desk.channel_id)
         return self._changes()

@@ -46,7 +46,10 @@ from channel.terms import Terms
 from channel.units import ZERO_HASH, Address, Hash
 
 MAX_RUNS = 8192
-MAX_PENDING = 100_000
+MAX_PENDING = (
+    100_000  # entries that are in no state yet; above it the peer's are refused, so that the own ones still fit
+)
+MAX_PENDING_BYTES = 32 * 1024 * 1024  # of the bodies of both: a peer that signs no turn must not fill the memory
 
 
 class Phase(Enum):
@@ -99,6 +102,7 @@ class Channel:
     burnt_turn: int = -1
     view: Position = field(default_factory=Position)
     pending: tuple[Pending, ...] = ()
+    pending_bytes: int = 0
     mine: Proposal | None = None
     final_outcome: Hash | None = None  # the outcome of the final state that this node has signed, see rule 4
     locks: tuple[CollateralLock | None, CollateralLock | None] = (None, None)
@@ -190,8 +194,9 @@ def add_entry(channel: Channel, entry: Entry, calls: tuple[Call, ...]) -> Channe
     """Takes the next entry of either side into the view.
 
     Raises PeerFault CHANNEL_PHASE before turn 1 and after the final state, ENTRY_* when it does not apply, and
-    LocalRefusal CHANNEL_PHASE for an own entry while an own final proposal may be countersigned, BUSY when too many are
-    pending.
+    LocalRefusal CHANNEL_PHASE for an own entry while an own final proposal may be countersigned, BUSY for one of the
+    peer's when too much is pending. (An own one that must be made, a notice of a fill, always fits; `is_full` says when
+    no other should be.)
     """
     if channel.phase not in (Phase.ACTIVE, Phase.CLOSING):
         raise PeerFault(Code.CHANNEL_PHASE, f"the channel is {channel.phase.value}: it takes no entries")
@@ -203,11 +208,17 @@ def add_entry(channel: Channel, entry: Entry, calls: tuple[Call, ...]) -> Channe
         and channel.view.last_seq[peer] == mine.position.last_seq[peer]  # else the peer must refuse: it has sent more
     ):
         raise LocalRefusal(Code.CHANNEL_PHASE, "a final state is proposed: it would not list this entry")
-    if len(channel.pending) >= MAX_PENDING:
+    if is_full(channel) and entry.sender == channel.fixed.participants[peer]:
         raise LocalRefusal(Code.BUSY, "too many entries wait for a state")
     view = apply_entry(channel.view, entry, calls, channel.fixed, channel.terms)
     pending = Pending(channel.fixed.index_of(entry.sender), entry, calls)
-    return replace(channel, view=view, pending=(*channel.pending, pending))
+    size = channel.pending_bytes + len(entry.body)
+    return replace(channel, view=view, pending=(*channel.pending, pending), pending_bytes=size)
+
+
+def is_full(channel: Channel) -> bool:
+    """Whether so much waits for a state that nothing is added that need not be."""
+    return len(channel.pending) >= MAX_PENDING or channel.pending_bytes >= MAX_PENDING_BYTES
 
 
 def request_close(channel: Channel) -> Channel:
@@ -387,7 +398,8 @@ def _cosign(channel: Channel, proposal: Proposal) -> Channel:
         phase = Phase.FINAL
     elif phase is Phase.OPENING and channel.cosigned is not None:
         phase = Phase.ACTIVE  # the second co-signed state carries both locks, seen on chain
-    return replace(channel, phase=phase, cosigned=proposal, pending=pending, mine=None)
+    size = sum(len(p.entry.body) for p in pending)
+    return replace(channel, phase=phase, cosigned=proposal, pending=pending, pending_bytes=size, mine=None)
 
 
 def _opening_ready(channel: Channel) -> bool:

@@ -395,11 +395,13 @@ def test_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert a.channel.position == b.channel.view
 
 
-def test_pending_entries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_entries_of_the_other_side_are_bounded_and_own_ones_always_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = open_pair()
     monkeypatch.setattr(transition, "MAX_PENDING", 1)
-    a, _ = open_pair()
     a.send_create(BUY, 1, 1)
-    fault(Code.BUSY, a.send_create, BUY, 1, 1)
+    a.send_create(BUY, 1, 1)
+    deliver(a, b, 1)
+    fault(Code.BUSY, deliver, a, b, 1)
 
 
 # -- closing

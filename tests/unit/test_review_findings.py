@@ -7,15 +7,19 @@ from typing import cast
 
 import pytest
 
-from broker.actions import DepositSeen, Expire, FreezeChannel, OpenChannel, Withdraw
+from broker import desk as desks
+from broker import exchange as exchanges
+from broker.actions import DepositSeen, Expire, FreezeChannel, OpenChannel, PeerEntry, Withdraw
 from broker.chainwork import ChainWork
+from broker.effects import SendEntry
 from broker.engine import Engine
 from broker.exchange import Withdrawal
 from broker.records import MIGRATIONS
+from channel import position, transition
 from channel.errors import Code, LocalRefusal
 from channel.signing import Signer
 from channel.transition import Phase
-from channel.units import Hash
+from channel.units import Hash, format_hex
 from contracts.client import ChainClient
 from contracts.events import LockRegistered, LogRef
 from node.clock import FixedClock
@@ -162,3 +166,98 @@ async def test_a_withdrawal_is_not_sent_before_it_is_durable(pair: Pair, tmp_pat
         work._serve_withdrawals()
         assert list(work._withdrawing) == [request.withdrawal_id]
         await work.stop_work()
+
+
+# -- own entries always apply, and what a peer sends is bounded
+
+
+def test_the_4097th_order_at_a_peer_is_refused_and_does_not_stop_the_node(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(position, "MAX_OPEN_ORDERS", 2)
+    monkeypatch.setattr(desks, "MAX_OPEN_ORDERS", 2)
+    for _ in range(2):
+        away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    with pytest.raises(LocalRefusal) as refused:
+        away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    assert refused.value.code is Code.ORDER_LIMIT
+    part = pair.place(pair.a, pair.order(pair.a, ALICE, 0, 6_000_000, 4), remote_lots=2)
+    assert pair.a.exchange.orders[part].local_lots == 4, "what the channel does not take stays here"
+
+
+def test_own_notices_fit_when_the_peers_entries_have_filled_the_channel(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transition, "MAX_PENDING", 1)
+    away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    away_entry = pair.a.outbox.popleft()
+    assert isinstance(away_entry, SendEntry)
+    pair.run(pair.b, PeerEntry(away_entry.entry))  # taken, and answered with a notice
+    assert len(pair.b.core.desks[pair.fixed.channel_id].channel.pending) == 2
+    with pytest.raises(LocalRefusal) as refused:
+        away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    assert refused.value.code is Code.BUSY
+
+
+def test_a_peer_that_signs_no_turn_does_not_fill_the_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transition, "MAX_PENDING_BYTES", 300)
+    away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    pair.run(pair.b, PeerEntry(cast(SendEntry, pair.a.outbox.popleft()).entry))
+    monkeypatch.setattr(transition, "MAX_PENDING_BYTES", 2**30)
+    away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    entry = cast(SendEntry, pair.a.outbox.popleft()).entry
+    monkeypatch.setattr(transition, "MAX_PENDING_BYTES", 300)
+    with pytest.raises(LocalRefusal) as refused:
+        pair.run(pair.b, PeerEntry(entry))
+    assert refused.value.code is Code.BUSY
+    monkeypatch.setattr(transition, "MAX_PENDING_BYTES", 2**30)
+    pair.run(pair.b, PeerEntry(entry))
+    pair.pump()
+    for side in pair.sides:
+        channel = side.core.desks[pair.fixed.channel_id].channel
+        assert channel.pending == ()
+        assert channel.pending_bytes == 0
+
+
+def test_a_second_cancel_of_one_order_adds_nothing_to_the_journal(pair: Pair) -> None:
+    order_id = away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    pair.cancel(pair.a, order_id, ALICE)
+    sent = len(pair.a.sent_entries)
+    pair.cancel(pair.a, order_id, ALICE)
+    assert len(pair.a.sent_entries) == sent
+
+
+def test_an_order_for_a_full_book_is_refused_and_changes_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "MAX_RESTING_ORDERS", 1)
+    pair.place(pair.a, pair.order(pair.a, ALICE, 0, 6_000_000, 1))
+    before = pair.a.exchange.ledger.balance(ALICE.address, USD)
+    signed = pair.order(pair.a, ALICE, 0, 6_000_000, 1)
+    with pytest.raises(LocalRefusal) as refused:
+        pair.place(pair.a, signed)
+    assert refused.value.code is Code.BUSY
+    assert pair.a.exchange.ledger.balance(ALICE.address, USD) == before
+    assert signed.order_id not in pair.a.exchange.orders
+
+
+def test_closed_orders_of_a_peer_leave_no_expiries_behind(pair: Pair) -> None:
+    for _ in range(30):
+        order_id = away(pair, pair.a, ALICE, 0, 6_000_000, 1, valid_ms=10**8)
+        pair.pump()
+        pair.cancel(pair.a, order_id, ALICE)
+        pair.pump()
+    exchange = pair.b.exchange
+    exchange._expiries += [(2**53 - n, Hash(n.to_bytes(32, "big"))) for n in range(2000)]
+    away(pair, pair.a, ALICE, 0, 6_000_000, 1, valid_ms=10**8)
+    pair.pump()
+    assert len(exchange._expiries) == 1
+
+
+def test_one_entry_gets_one_snapshot_of_a_book(pair: Pair) -> None:
+    desk = pair.a.core.desks[pair.fixed.channel_id]
+    for _ in range(5):
+        desk.add_call("orderbook.subscribe", {"market": format_hex(pair.b.market.market_id)}, pair.now, answered=True)
+    effects = desk.flush(pair.now)
+    entry = next(e.entry for e in effects if isinstance(e, SendEntry))
+    pair.run(pair.b, PeerEntry(entry))
+    answers = pair.b.answers[-5:]
+    assert [a.error is None for a in answers] == [True, False, False, False, False]
