@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from bench.measure import Beside, Effort, Section, median_of, quantiles
+from bench.measure import RUNS, Beside, Effort, Section, median_of, quantiles
 from bench.pair import BTC, CHAIN_ID, FUNDS, START_MS, USD, custody_of, market_of
 from broker.actions import Action, CancelUserOrder, DepositConfirmed, DepositSeen, PlaceOrder
 from broker.clob.book import OrderBook, OrderId, Side
@@ -60,12 +60,13 @@ async def measure_book(effort: Effort, flow: Path | None, say: Callable[[str], N
     await asyncio.sleep(0)  # Ctrl-C is heard here
     say("the exchange: book, ledger, checks")
     actions = exchange_actions(operations)
-    exchange = median_of(effort.repetitions, lambda: _rate(_exchange_steps(actions)))
+    exchange = median_of(RUNS, lambda: _rate(_exchange_steps(actions)))
     section.add_beside("book and ledger (exchange), operations", exchange, "/s", "the book alone", book, Beside.LIMIT)
     _add_quantiles(section, "exchange", _times(_exchange_steps(actions)))
     section.notes.append(
         f"{len(operations)} operations of the flow, a taker after every {TAKER_EVERY} of makers; rates are medians of"
-        f" {effort.repetitions} runs, quantiles are of one run and include the clock (0.1 us)."
+        f" {effort.repetitions} runs of the book and {RUNS} of the exchange; quantiles are of one run and"
+        " include the clock (0.1 us)."
     )
     return section
 
