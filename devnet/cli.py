@@ -117,7 +117,9 @@ async def _run(
     held = False
 
     def say(text: str) -> None:
-        note(f"{time.monotonic() - started_s:5.1f} s  {text}")
+        # Not through click, which goes round the stream that a progress bar has put in place to keep lines whole.
+        sys.stderr.write(f"{time.monotonic() - started_s:5.1f} s  {text}\n")
+        sys.stderr.flush()
 
     async def hold(demo: "Demo") -> None:
         nonlocal held

@@ -249,44 +249,39 @@ def _print_channel(report: Report) -> None:
     rows: list[tuple[object, object]] = [
         ("channel", channel.channel_id),
         ("last turn", channel.turns),
-        ("co-signed states (both signatures verified)", f"{channel.cosigned} of {channel.states}"),
+        ("states signed by both", f"{channel.cosigned} of {channel.states} (signatures verified)"),
         ("entries of A / of B", f"{channel.entries_a} / {channel.entries_b}"),
         ("bytes of entries", f"{channel.entry_bytes:,}"),
         ("bytes of the journal", f"{channel.journal_bytes:,}"),
-        ("both journals have the same states", "yes" if channel.journals_agree else "NO"),
+        ("journals have the same states", "yes" if channel.journals_agree else "NO"),
     ]
     for seen in report.inspections:
         signed = "signed by both" if seen.fully_signed else "NOT SIGNED BY BOTH"
         final = "final" if seen.is_final else "not final"
-        rows.append((f"inspect of {seen.broker}'s export: turn {seen.turn}, {final}, {signed}", seen.state_hash))
+        rows.append((f"xln-dispute inspect, {seen.broker}'s state", f"turn {seen.turn}, {final}, {signed}"))
+        rows.append(("  its state hash", seen.state_hash))
     if len(report.inspections) == 2:
         same = len({seen.state_hash for seen in report.inspections}) == 1
-        rows.append(("both exports have the same state hash", "yes" if same else "NO"))
+        rows.append(("both have the same state hash", "yes" if same else "NO"))
     rows += list(report.settlement.items())
     table("Channel", ("", ""), rows)
 
 
 def _print_parties(parties: Sequence[Party]) -> None:
-    tokens = list(dict.fromkeys(p.token for p in parties))
-    by_party: dict[tuple[str, str], dict[str, Party]] = {}
-    for party in parties:
-        by_party.setdefault((party.party, party.role), {})[party.token] = party
-    rows = []
-    for (name, role), figures in by_party.items():
-        row: list[object] = [name, role]
-        for token in tokens:
-            found = figures.get(token)
-            if found is None:
-                row += [None, None, None]
-            else:
-                row += [format_amount(value, found.decimals) for value in (found.before, found.after)]
-                row.append(signed_amount(found.change, found.decimals))
-        rows.append(row)
-    if rows:
-        columns = ["party", "role"]
-        for token in tokens:
-            columns += [f"{token} before", f"{token} after", "change"]
-        table("Balances, before trading and after the last withdrawal", columns, rows)
+    for token in dict.fromkeys(party.token for party in parties):
+        rows = [
+            (
+                p.party,
+                p.role,
+                format_amount(p.before, p.decimals),
+                format_amount(p.after, p.decimals),
+                signed_amount(p.change, p.decimals),
+            )
+            for p in parties
+            if p.token == token
+        ]
+        title = f"{token} before trading and after the last withdrawal"
+        table(title, ("party", "role", "before", "after", "change"), rows)
 
 
 def _print_reconciliation(stages: Sequence[Stage]) -> None:

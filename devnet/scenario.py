@@ -336,7 +336,7 @@ class Demo:
         await self._reconcile("payouts")
         net, channel_id = self.net, ChannelId(parse_hash(self.channel_id))
         concluded = await Adjudicator(net.chain, net.addresses.adjudicator).outcome_of(channel_id)
-        self.report.settlement["outcome concluded on chain"] = format_hex(concluded) if concluded else "NO"
+        self.report.settlement["outcome on chain"] = format_hex(concluded) if concluded else "NO"
         self.report.expect(concluded is not None, "the channel is settled, but not concluded on chain")
 
     async def _withdraw(self) -> None:
@@ -383,7 +383,7 @@ class Demo:
             for broker in self.net.brokers
             for token in self.net.tokens
         ]
-        self.report.settlement["locks released on chain"] = "NO" if any(locked) else "yes, both"
+        self.report.settlement["locks released"] = "NO" if any(locked) else "yes, both"
         return not any(locked)
 
     async def _nothing_left(self) -> bool:

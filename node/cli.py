@@ -95,7 +95,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     out.caption_justify = "left"
     for index, name in enumerate(columns):
         column = [row[index] for row in cells]
-        out.add_column(name, justify="right" if column and all(_numeric(cell) for cell in column) else "left")
+        right = bool(column) and all(_numeric(cell) for cell in column)
+        # On a narrow terminal a number or a hash goes on in the next line: it is never cut short.
+        out.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in cells:
         out.add_row(*(Text(cell) for cell in row))
     console().print(out)
