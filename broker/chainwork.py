@@ -21,6 +21,7 @@ from broker.actions import (
     WithdrawalFailed,
 )
 from broker.config import BrokerConfig
+from broker.desk import Desk
 from broker.engine import Engine
 from broker.exchange import Withdrawal
 from broker.records import DELETE_SEEN, INSERT_SEEN, SET_META
@@ -33,7 +34,7 @@ from channel.typed import WITHDRAWAL_APPROVAL, Domain
 from channel.units import Address, ChannelId, Hash, format_address, format_hex
 from contracts import events
 from contracts.client import ChainClient, Sender
-from contracts.network import Adjudicator, Collateral, Custody, Factory
+from contracts.network import Adjudicator, Collateral, Custody, Factory, LockStatus
 from contracts.network import Withdrawal as ChainWithdrawal
 from contracts.watcher import Cursor, Poll, Watcher
 from node import logs
@@ -209,26 +210,23 @@ class ChainWork:
         return []
 
     def _lock_registered(self, event: events.LockRegistered) -> list[Action]:
-        """A lock of a channel that opens. One that does not fit it voids the channel: XLN has signed for other terms.
-
-        The peer can bring that about, so it must not be an error here: the chain would show it again for ever.
-        """
         desk = self._engine.core.desks.get(ChannelId(event.channel_id))
         if desk is None or desk.channel.phase is not Phase.OPENING:
             return []
-        try:
-            transition.lock_confirmed(
-                desk.channel,
-                desk.channel.fixed.index_of(event.owner),
-                event.token,
-                event.amount,
-                Hash(event.terms_hash),
-            )
-        except PeerFault as fault:
-            message = f"the chain has another lock for this channel: {fault.message}"
-            _log.error("channel frozen", channel=format_hex(desk.channel_id), reason=message)
-            return [FreezeChannel(desk.channel_id, fault.code.name, message)]
-        return [LockConfirmed(desk.channel_id, event.owner, event.token, event.amount, Hash(event.terms_hash))]
+        return [_lock_action(desk, event.owner, event.token, event.amount, Hash(event.terms_hash))]
+
+    async def find_locks(self, desk: Desk) -> None:
+        """Locks that were confirmed before this node knew the channel: their events have passed.
+
+        Read in the last confirmed block, so that no reorganisation takes back what is found.
+        """
+        assert self._watcher is not None
+        for index, owner in enumerate(desk.channel.fixed.participants):
+            if desk.channel.locks_confirmed[index] or desk.channel.phase is not Phase.OPENING:
+                continue
+            lock = await self.collateral.lock_of(desk.channel_id, owner, self._watcher.cursor.number)
+            if lock is not None and lock.status is LockStatus.LOCKED and desk.channel.phase is Phase.OPENING:
+                await self._engine.execute(_lock_action(desk, owner, lock.token, lock.amount, lock.terms_hash))
 
     def _paid_out(self, event: events.PaidOut) -> list[Action]:
         """A payout between the two custodies of one of this broker's channels."""
@@ -324,3 +322,18 @@ class ChainWork:
 def _address(value: object) -> Address:
     assert isinstance(value, bytes)
     return Address(value)
+
+
+def _lock_action(desk: Desk, owner: Address, token: Address, amount: int, terms_hash: Hash) -> Action:
+    """A lock of a channel that opens. One that does not fit it voids the channel: XLN has signed for other terms.
+
+    The peer can bring that about, so it must not be an error here: the chain would show it again for ever.
+    """
+    fixed = desk.channel.fixed
+    try:
+        transition.lock_confirmed(desk.channel, fixed.index_of(owner), token, amount, terms_hash)
+    except PeerFault as fault:
+        message = f"the chain has another lock for this channel: {fault.message}"
+        _log.error("channel frozen", channel=format_hex(desk.channel_id), reason=message)
+        return FreezeChannel(desk.channel_id, fault.code.name, message)
+    return LockConfirmed(desk.channel_id, owner, token, amount, terms_hash)

@@ -157,13 +157,26 @@ class Core:
         fixed = action.fixed
         if fixed.channel_id in self.desks:
             return []
+        require_no_channel(self.desks.values())
         for desk in self.desks.values():
-            if desk.channel.phase is not Phase.SETTLED:
-                raise LocalRefusal(
-                    Code.CHANNEL_PHASE, "a channel is open already; this version keeps one at a time: close it first"
-                )
-            if fixed.channel_nonce <= desk.channel.fixed.channel_nonce:
+            same = desk.channel.fixed.participants == fixed.participants
+            if same and fixed.channel_nonce <= desk.channel.fixed.channel_nonce:
                 raise LocalRefusal(Code.CHANNEL_TERMS, "channelNonce must be above that of every earlier channel")
         desk = Desk(fixed, action.terms, self._signer)
         self.desks[fixed.channel_id] = desk
         return [Opened(fixed.channel_id, desk.peer)]
+
+
+def require_no_channel(desks: Iterable[Desk]) -> None:
+    """Raises LocalRefusal CHANNEL_PHASE while a channel may still move value.
+
+    One that was frozen before its first entry owes nothing and signs nothing: a peer that never finished opening must
+    not keep this node from opening another.
+    """
+    for desk in desks:
+        channel = desk.channel
+        unused = channel.phase is Phase.FROZEN and channel.view.last_seq == (0, 0)
+        if channel.phase is not Phase.SETTLED and not unused:
+            raise LocalRefusal(
+                Code.CHANNEL_PHASE, "a channel is open already; this version keeps one at a time: close it first"
+            )

@@ -15,6 +15,7 @@ from typing import Any
 from broker.actions import FreezeChannel, LockSigned, OpenChannel
 from broker.chainwork import ChainWork
 from broker.config import BrokerConfig
+from broker.core import require_no_channel
 from broker.desk import Desk
 from broker.engine import Engine
 from broker.records import INSERT_CHANNEL
@@ -44,6 +45,8 @@ PASS_S = 0.25
 RETRY_S = 1.0
 XLN_TIMEOUT_S = 30.0
 ATTEST_TIMEOUT_S = 300.0
+OPEN_WITHIN_S = 900.0  # until this node has its own lock; from then on openBy counts
+MAX_AHEAD_MS = 2 * 3600 * 1000
 UPLOAD_RECORDS = 256
 UPLOAD_BYTES = 512 * 1024
 
@@ -70,6 +73,7 @@ class Lifecycle:
         self._chain = chain
         self._me = me
         self._uploaded: dict[ChannelId, int] = {}
+        self._waiting_since: dict[ChannelId, float] = {}
         self._tasks: dict[ChannelId, asyncio.Task[None]] = {}
         self.attested: dict[ChannelId, tuple[bytes, tuple[Attestation, ...]]] = {}
         self.gas: dict[str, int] = {}
@@ -99,6 +103,8 @@ class Lifecycle:
         if self._wire.links is None:
             raise LocalRefusal(Code.PEER_UNAVAILABLE, "the node is starting")
         connection = self._wire.links.require(peer)
+        await self._give_up_idle(peer)
+        require_no_channel(self._engine.core.desks.values())  # before the peer begins one that this node would refuse
         await self._require_collateral(token, amount)
         f = Fields(await connection.request("broker.info", {}, XLN_TIMEOUT_S), "broker.info")
         peer_custody, markets = f.address("custody"), [_market(m) for m in f.list("markets", 32)]
@@ -134,6 +140,8 @@ class Lifecycle:
         if fixed.participants != _ascending(self._me, connection.peer):
             raise PeerFault(Code.CHANNEL_TERMS, "the participants must be the two brokers, ascending")
         fixed.require_ours(self._config.network.adjudicator, self._config.network.chain_id, terms.shortest_challenge_s)
+        if fixed.channel_nonce > self._engine.clock.now_ms() + MAX_AHEAD_MS:
+            raise PeerFault(Code.CHANNEL_TERMS, "channelNonce is the opening time in ms: this one lies in the future")
         theirs = fixed.index_of(connection.peer)
         await self._require_registered(connection.peer, terms.custodies[theirs])
         markets = [m for m in terms.markets if m.holder == connection.peer]
@@ -146,8 +154,20 @@ class Lifecycle:
                 f"this node locks at most {policy.lock_max} base units of {format_address(policy.lock_token)}",
             )
         await self._require_collateral(token, own_amount)
+        if fixed.channel_id not in self._engine.core.desks:
+            await self._give_up_idle(connection.peer)
         await self._begin(fixed, terms, connection.peer, token, own_amount)
         return True
+
+    async def _give_up_idle(self, peer: Address) -> None:
+        """One of the two opens anew: the other, or a crash, has lost what was begun. Nothing is locked for it here."""
+        for desk in list(self._engine.core.desks.values()):
+            if desk.peer == peer and desk.channel.phase is Phase.OPENING and desk.signed_locks[desk.me] is None:
+                await self._give_up(desk, "another channel is opened with this peer")
+
+    async def _give_up(self, desk: Desk, message: str) -> None:
+        _log.warning("channel given up", channel=format_hex(desk.channel_id), reason=message)
+        await self._engine.execute(FreezeChannel(desk.channel_id, Code.CHANNEL_LOCK.name, message))
 
     async def _begin(self, fixed: FixedPart, terms: Terms, peer: Address, token: Address, amount: int) -> None:
         if fixed.channel_id in self._engine.core.desks:
@@ -229,19 +249,23 @@ class Lifecycle:
         """B asks for its lock when turn 0 is co-signed; A at once."""
         lock = desk.signed_locks[desk.me]
         if lock is None:
-            if desk.me == 0 or desk.channel.cosigned is not None:
+            since_s = self._waiting_since.setdefault(desk.channel_id, asyncio.get_running_loop().time())
+            if asyncio.get_running_loop().time() - since_s > OPEN_WITHIN_S:
+                await self._give_up(desk, f"no lock was signed within {OPEN_WITHIN_S:g} s")
+            elif desk.me == 0 or desk.channel.cosigned is not None:
                 await self._ask_lock(desk)
             return
         if self._chain.head_unix_s > lock.lock.open_by_s:
-            message = "the channel was not opened before its locks' openBy: they are void"
-            await self._engine.execute(FreezeChannel(desk.channel_id, Code.CHANNEL_LOCK.name, message))
+            await self._give_up(desk, "the channel was not opened before its locks' openBy: they are void")
             return
-        if desk.channel.locks_confirmed[desk.me]:
-            return
-        if await self._chain.collateral.lock_of(desk.channel_id, self._me) is None:
+        confirmed = desk.channel.locks_confirmed[desk.me]
+        if not confirmed and await self._chain.collateral.lock_of(desk.channel_id, self._me) is None:
             receipt = await self._register(lock)
             self.gas["register lock"] = receipt
         await asyncio.sleep(RETRY_S)
+        if desk.channel.phase is Phase.OPENING:
+            self._wire.show_lock(desk)  # again: the peer may not have begun when it was shown first
+            await self._chain.find_locks(desk)
 
     async def _register(self, signed: SignedLock) -> int:
         lock = signed.lock

@@ -18,6 +18,7 @@ from broker.records import MIGRATIONS
 from channel import position, transition
 from channel.errors import Code, LocalRefusal
 from channel.signing import Signer
+from channel.state import FixedPart
 from channel.transition import Phase
 from channel.units import Hash, format_hex
 from contracts.client import ChainClient
@@ -261,3 +262,36 @@ def test_one_entry_gets_one_snapshot_of_a_book(pair: Pair) -> None:
     pair.run(pair.b, PeerEntry(entry))
     answers = pair.b.answers[-5:]
     assert [a.error is None for a in answers] == [True, False, False, False, False]
+
+
+# -- a channel that was never opened does not keep the node from opening another
+
+
+def later(pair: Pair) -> OpenChannel:
+    fixed = FixedPart(
+        chain_id=pair.fixed.chain_id,
+        participants=pair.fixed.participants,
+        channel_nonce=pair.fixed.channel_nonce + 1,
+        app_definition=pair.fixed.app_definition,
+        challenge_duration_s=pair.fixed.challenge_duration_s,
+    )
+    return OpenChannel(fixed, pair.terms)
+
+
+def test_a_channel_frozen_before_its_first_entry_makes_room_for_another() -> None:
+    pair = Pair()
+    pair.run(pair.a, OpenChannel(pair.fixed, pair.terms))
+    with pytest.raises(LocalRefusal) as refused:
+        pair.run(pair.a, later(pair))
+    assert refused.value.code is Code.CHANNEL_PHASE
+    freeze(pair, pair.a)
+    pair.run(pair.a, later(pair))
+    assert len(pair.a.core.desks) == 2
+
+
+def test_a_channel_frozen_with_entries_keeps_its_place(pair: Pair) -> None:
+    away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    freeze(pair, pair.a)
+    with pytest.raises(LocalRefusal) as refused:
+        pair.run(pair.a, later(pair))
+    assert refused.value.code is Code.CHANNEL_PHASE
