@@ -54,9 +54,15 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     """,
+    # Batches are committed for themselves: after one that failed, none that was executed later may get in.
+    """
+    CREATE TRIGGER actions_dense BEFORE INSERT ON actions
+    WHEN NEW.n <> (SELECT coalesce(max(n), 0) + 1 FROM actions)
+    BEGIN SELECT RAISE(ABORT, 'an action before this one is missing'); END;
+    """,
 )
 
-INSERT_ACTION = "INSERT INTO actions (ts_ms, action) VALUES (?, ?)"
+INSERT_ACTION = "INSERT INTO actions (n, ts_ms, action) VALUES (?, ?, ?)"
 INSERT_RECORD = "INSERT INTO journal (channel, n, record, sender, seq, hash) VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_SIGNED = "INSERT INTO signed (channel, turn, signer, state_hash, is_final) VALUES (?, ?, ?, ?, ?)"
 INSERT_ANSWER = "INSERT INTO answers (channel, seq, n, answer) VALUES (?, ?, ?, ?)"
@@ -68,15 +74,17 @@ SET_META = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPD
 
 
 class Rows:
-    """Turns actions and effects into statements; keeps the next number of each channel's journal."""
+    """Turns actions and effects into statements; keeps the number of actions and of each channel's records."""
 
     def __init__(self, signer: bytes) -> None:
         self._signer = signer
+        self.actions = 0
         self.journal_length: dict[ChannelId, int] = {}
         self.fixed: dict[ChannelId, FixedPart] = {}
 
     def statements(self, action: Action, now_ms: int, effects: Sequence[Effect]) -> list[Statement]:
-        rows = [Statement(INSERT_ACTION, (now_ms, encode(action)))]
+        self.actions += 1
+        rows = [Statement(INSERT_ACTION, (self.actions, now_ms, encode(action)))]
         answered = 0
         for effect in effects:
             match effect:
@@ -95,7 +103,8 @@ class Rows:
         return rows
 
     def count(self, effects: Iterable[Effect]) -> None:
-        """Advances the journals' numbers as `statements` does, for a replay that writes nothing."""
+        """Advances all numbers as `statements` does for one action, for a replay that writes nothing."""
+        self.actions += 1
         for effect in effects:
             if isinstance(effect, Journalled):
                 self.journal_length[effect.channel_id] = self.journal_length.get(effect.channel_id, 0) + 1
