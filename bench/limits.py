@@ -340,7 +340,7 @@ async def _commits(section: Section, effort: Effort, folder: Path) -> None:
             started_s = time.perf_counter()
             await asyncio.gather(*(store.submit(((SQL, (body,)),)) for _ in range(count)))
             grouped.append(count / (time.perf_counter() - started_s))
-    section.add("write of 4 KiB + fdatasync, in place", raw, "/s", note="what the disk does at most, one at a time")
+    section.add("write of 4 KiB + fdatasync, in place", raw, "/s", note="what the disk does at most, one by one")
     section.add_beside(
         COMMIT, statistics.median(single), "/s", "fdatasync", raw, Beside.LIMIT,
         note="write-ahead log, synchronous=FULL; a row is an entry",

@@ -70,8 +70,17 @@ def _lines(path: str) -> list[str]:
 
 
 def process_cpu_s(pid: int) -> float | None:
-    """Seconds of processor time that a process has used; None where the system does not say."""
-    lines = _lines(f"/proc/{pid}/stat")
+    """Seconds of processor time that a process has used, all threads; None where the system does not say."""
+    return _cpu_s(f"/proc/{pid}/stat")
+
+
+def main_thread_cpu_s(pid: int) -> float | None:
+    """As `process_cpu_s`, of its first thread: in a node the event loop, and not the thread that writes SQLite."""
+    return _cpu_s(f"/proc/{pid}/task/{pid}/stat")
+
+
+def _cpu_s(path: str) -> float | None:
+    lines = _lines(path)
     if not lines:
         return None
     fields = lines[0].rpartition(")")[2].split()

@@ -96,8 +96,8 @@ FULL: Final = Effort(
     grouped_rows=16_384,
     round_trips=3_000,
     flow_rows=100_000,
-    core_orders=2_048,
-    remote_orders=3_000,
+    core_orders=1_536,
+    remote_orders=2_500,
     unloaded_orders=500,
 )
 QUICK: Final = Effort(

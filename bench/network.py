@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.load import LoadStats, run_load
-from bench.machine import Busy, busy, process_cpu_s
+from bench.machine import Busy, busy, main_thread_cpu_s, process_cpu_s
 from bench.measure import RUNS, Beside, Effort, Section, quantiles
 from broker.client import BrokerInfo
 from channel.errors import Code, LocalRefusal
@@ -58,6 +58,8 @@ class Moment:
     entries: int
     cpu_a_s: float | None
     cpu_b_s: float | None
+    loop_a_s: float | None  # of the thread with the event loop alone
+    loop_b_s: float | None
     cpu_client_s: float
     machine: Busy | None
 
@@ -85,7 +87,7 @@ class Run:
         return self.settled.entries - self.before.entries
 
     def cpu_us_per_order(self, name: str) -> float | None:
-        """Processor time of `cpu_a_s`, `cpu_b_s` or `cpu_client_s` for one order, in microseconds."""
+        """Processor time for one order in microseconds; `name`: the member of `Moment` that counts it."""
         before, after = getattr(self.before, name), getattr(self.settled, name)
         if before is None or after is None or not self.stats.filled:
             return None
@@ -244,6 +246,8 @@ class _Bench:
             entries=a["entriesSent"] + a["entriesReceived"],
             cpu_a_s=process_cpu_s(self._net.a.pid),
             cpu_b_s=process_cpu_s(self._net.b.pid),
+            loop_a_s=main_thread_cpu_s(self._net.a.pid),
+            loop_b_s=main_thread_cpu_s(self._net.b.pid),
             cpu_client_s=time.process_time(),
             machine=busy(),
         )

@@ -98,18 +98,20 @@ def measure_share(measured: Section, core: Section | None, loaded: Run, unloaded
 
 def _add_remainder(section: Section, least_us: float, core: Section | None, loaded: Run) -> None:
     """Where the processor time of an order goes beyond the least: from the processes' own clocks."""
-    at_a, at_b = loaded.cpu_us_per_order("cpu_a_s"), loaded.cpu_us_per_order("cpu_b_s")
-    if at_a is None or at_b is None:
+    names = ("cpu_a_s", "cpu_b_s", "loop_a_s", "loop_b_s")
+    at = [us for name in names if (us := loaded.cpu_us_per_order(name)) is not None]
+    if len(at) < len(names):
         return
-    spent = at_a + at_b
+    spent, loops = at[0] + at[1], at[2] + at[3]
     section.add_beside(
         "processor time per order, both brokers", spent, "us", "least work", least_us, Beside.LIMIT,
         note="all threads: HTTP, loop, channel, SQLite",
     )  # fmt: skip
+    section.add("  of it other threads than the loops': SQLite", spent - loops, "us")
     if core is None:
         return
     alone, wire, rows = (US_PER_S / figure.value for figure in core.figures[:3])
     section.add("  of it the cores: exchange, channel, entries", alone, "us", note="from the core section")
     section.add("  of it messages as bytes, verified", max(0.0, wire - alone), "us")
     section.add("  of it database rows, made", max(0.0, rows - wire), "us")
-    section.add("  the rest: HTTP, loop, SQLite, frames, book feeds", max(0.0, spent - rows), "us")
+    section.add("  the rest: HTTP, loop, frames, books, waits for the other thread", max(0.0, loops - rows), "us")

@@ -201,7 +201,15 @@ def _run(filled: int) -> Run:
     def moment(at_s: float, turn: int, cpu_s: float) -> Moment:
         busy = Busy(busy_s=cpu_s, all_s=2 * at_s, at_s=at_s)
         return Moment(
-            at_s=at_s, turn=turn, entries=4 * turn, cpu_a_s=cpu_s, cpu_b_s=cpu_s / 2, cpu_client_s=0.0, machine=busy
+            at_s=at_s,
+            turn=turn,
+            entries=4 * turn,
+            cpu_a_s=cpu_s,
+            cpu_b_s=cpu_s / 2,
+            loop_a_s=cpu_s / 2,
+            loop_b_s=cpu_s / 4,
+            cpu_client_s=0.0,
+            machine=busy,
         )
 
     stats = LoadStats(latencies_ms=[2.0] * filled, seconds=1.0)
@@ -229,6 +237,7 @@ def test_a_share_is_what_was_reached_of_the_least_work() -> None:
     spent = named["processor time per order, both brokers"]
     assert spent.value == pytest.approx(15_000.0)  # 1.5 s of processor time for 100 orders
     assert spent.beside_value == pytest.approx(at_a + at_b)
+    assert section.value("  of it other threads than the loops': SQLite") == pytest.approx(7_500.0)
 
 
 def test_the_network_section_counts_from_before_the_first_order_to_the_last_state() -> None:
