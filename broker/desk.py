@@ -35,7 +35,7 @@ from channel.transition import Channel, Countersign, Phase, Proposal, Run
 from channel.typed import REFUSAL, Domain, node_domain
 from channel.units import Address, ChannelId, Hash
 
-MAX_BATCH_TEXT = 256 * 1024
+MAX_BATCH_TEXT = 64 * 1024  # and one call more fits a body
 MAX_BURNT_IN_A_ROW = 64
 
 

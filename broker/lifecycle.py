@@ -24,7 +24,7 @@ from channel.errors import Code, LocalRefusal, PeerFault, XlnError
 from channel.journal import fixed_from_json, fixed_to_json
 from channel.locks import SignedLock, lock_from_json, verify_lock
 from channel.state import FixedPart
-from channel.strictjson import Fields
+from channel.strictjson import Fields, dumps
 from channel.terms import Market, Terms, terms_from_json, terms_to_json
 from channel.transition import Phase
 from channel.typed import collateral_domain
@@ -337,10 +337,11 @@ class Lifecycle:
             records: list[str] = []
             size = 0
             for (record,) in rows:
-                if records and size + len(str(record)) > UPLOAD_BYTES:
+                escaped = len(dumps(str(record)).encode())
+                if records and size + escaped > UPLOAD_BYTES:
                     break
                 records.append(str(record))
-                size += len(str(record))
+                size += escaped
             params = {"ch": ch, "at": at, "records": records}
             f = Fields(await self._xln().request("xln.journal", params, XLN_TIMEOUT_S), "xln.journal")
             at = f.integer("at")

@@ -24,7 +24,7 @@ from channel.terms import Terms
 from channel.typed import ATTESTATION, custody_domain
 from channel.units import Address, ChannelId, Hash, format_address
 
-MAX_RECORD_BYTES = MAX_BODY_BYTES * 3 // 2  # a body, its escapes, and the rest of an entry
+MAX_RECORD_BYTES = MAX_BODY_BYTES * 6 + 4096  # a body of control characters, each \u0000, and the rest of an entry
 KINDS = ("channel", "lock", "entry", "state", "order")
 
 

@@ -16,17 +16,23 @@ from broker.engine import Engine
 from broker.exchange import Withdrawal
 from broker.records import MIGRATIONS
 from channel import position, transition
+from channel.entry import MAX_BODY_BYTES, Entry
 from channel.errors import Code, LocalRefusal
+from channel.journal import record_to_json
 from channel.signing import Signer
 from channel.state import FixedPart
+from channel.strictjson import dumps
 from channel.transition import Phase
-from channel.units import Hash, format_hex
+from channel.units import ZERO_HASH, Hash, format_hex
 from contracts.client import ChainClient
 from contracts.events import LockRegistered, LogRef
 from node.clock import FixedClock
 from node.store import Store
+from rpc import jsonrpc
+from rpc.transport import DEFAULT_LIMITS
 from tests.support.memory_node import write_and_load
 from tests.support.pair import BTC, COLLATERAL, USD, Pair, Side, custody_of, market_of, user
+from xln.adjudication import MAX_RECORD_BYTES
 
 ALICE, BOB = user(21), user(31)
 
@@ -295,3 +301,18 @@ def test_a_channel_frozen_with_entries_keeps_its_place(pair: Pair) -> None:
     with pytest.raises(LocalRefusal) as refused:
         pair.run(pair.a, later(pair))
     assert refused.value.code is Code.CHANNEL_PHASE
+
+
+@pytest.mark.parametrize("character", ["\x01", '"', "\\", "ü"])
+def test_the_longest_body_of_a_peer_still_reaches_xln(character: str) -> None:
+    """Otherwise one entry could keep a channel from ever being attested."""
+    pair = Pair()
+    body = character * (MAX_BODY_BYTES // len(character.encode()))
+    entry = Entry(
+        sender=pair.b.signer.address, to=pair.a.signer.address, channel_id=pair.fixed.channel_id, seq=2**53 - 1,
+        prev=ZERO_HASH, ts_ms=2**53 - 1, body=body, signature=bytes(65), entry_hash=ZERO_HASH,
+    )  # fmt: skip
+    record = dumps(record_to_json(entry, pair.fixed))
+    assert len(record.encode()) <= MAX_RECORD_BYTES
+    params = {"ch": format_hex(pair.fixed.channel_id), "at": 2**53 - 1, "records": [record]}
+    assert len(jsonrpc.request("r1000000", "xln.journal", params)) <= DEFAULT_LIMITS.frame_bytes
