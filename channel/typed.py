@@ -7,6 +7,7 @@ oracle in the tests.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from channel.hashing import keccak
 from channel.units import Address, Hash
@@ -109,16 +110,19 @@ class Domain:
         return Hash(keccak(b"\x19\x01" + self.separator + struct_hash))
 
 
+@lru_cache(maxsize=64)
 def node_domain(chain_id: int, adjudicator: Address) -> Domain:
     """Messages between nodes: Hello, Entry, Refusal, Sync."""
     return Domain.of("XLN", chain_id, adjudicator)
 
 
+@lru_cache(maxsize=64)
 def collateral_domain(chain_id: int, collateral: Address) -> Domain:
     """What the XLN service signs for XlnCollateral: Lock, Release."""
     return Domain.of("XLN Collateral", chain_id, collateral)
 
 
+@lru_cache(maxsize=1024)
 def custody_domain(chain_id: int, custody: Address) -> Domain:
     """What users, their broker and the attestors sign for one BrokerCustody."""
     return Domain.of("XLN Custody", chain_id, custody)

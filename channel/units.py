@@ -6,6 +6,7 @@ context of 28 digits corrupts a large uint256.
 """
 
 import re
+from functools import lru_cache
 from typing import NewType
 
 from channel.errors import Code, PeerFault
@@ -65,6 +66,7 @@ def parse_address(text: object, what: str = "address") -> Address:
     return raw
 
 
+@lru_cache(maxsize=4096)  # the checksum costs a hash, and a node writes the same few addresses all day
 def format_address(raw: bytes) -> str:
     """EIP-55 text of a 20-byte address."""
     lower = raw.hex()
