@@ -719,7 +719,7 @@ class Exchange:
             for token, value in self.channel_net(desk).items():
                 net[token] = net.get(token, 0) + value
         for token in {*net, *self.ledger.tokens()}:
-            booked, owed = self.ledger.totals(token).channel_net, net.get(token, 0)
+            booked, owed = self.ledger.channel_net(token), net.get(token, 0)
             if booked != owed:
                 raise InvariantBroken(
                     Code.CONSERVATION,

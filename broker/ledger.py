@@ -409,6 +409,11 @@ class Ledger:
         book = self._tokens.get(token)
         return TokenTotals() if book is None else book.totals()
 
+    def channel_net(self, token: Address) -> int:
+        """What we owe to our peers less what they owe to us, in base units."""
+        book = self._tokens.get(token)
+        return 0 if book is None else book.channel_net
+
     def accounts(self) -> Iterator[tuple[Address, Address, Balance]]:
         """(user, token, balance) of every account that is not empty, ascending by user and token."""
         for user in self.users():
