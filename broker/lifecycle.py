@@ -39,6 +39,7 @@ from channel.units import (
 )
 from node import logs
 from node.store import Statement
+from rpc.jsonrpc import RemoteError
 from rpc.transport import Connection
 
 PASS_S = 0.25
@@ -46,6 +47,7 @@ RETRY_S = 1.0
 XLN_TIMEOUT_S = 30.0
 ATTEST_TIMEOUT_S = 300.0
 OPEN_WITHIN_S = 900.0  # until this node has its own lock; from then on openBy counts
+PAY_AFTER_S = 60.0  # then this node sends the peer's payout too
 MAX_AHEAD_MS = 2 * 3600 * 1000
 UPLOAD_RECORDS = 256
 UPLOAD_BYTES = 512 * 1024
@@ -73,6 +75,7 @@ class Lifecycle:
         self._chain = chain
         self._me = me
         self._uploaded: dict[ChannelId, int] = {}
+        self._final_since: dict[ChannelId, float] = {}
         self._waiting_since: dict[ChannelId, float] = {}
         self._tasks: dict[ChannelId, asyncio.Task[None]] = {}
         self.attested: dict[ChannelId, tuple[bytes, tuple[Attestation, ...]]] = {}
@@ -314,7 +317,14 @@ class Lifecycle:
         """Turn 1 must be shown to XLN by openBy; the rest of the journal follows at the end."""
         cosigned = desk.channel.cosigned
         if cosigned is not None and not self._uploaded.get(desk.channel_id):
-            await self._upload(desk)
+            try:
+                await self._upload(desk)
+            except RemoteError as error:
+                if error.code is not Code.CHANNEL_PHASE:
+                    raise
+                # XLN releases both locks, and never attests: whatever was traded on would be lost.
+                await self._give_up(desk, f"nobody showed turn 1 to XLN in time: {error.message}")
+                return
         await asyncio.sleep(RETRY_S)
 
     async def _upload(self, desk: Desk) -> None:
@@ -359,8 +369,11 @@ class Lifecycle:
             if await self._chain.adjudicator.outcome_of(desk.channel_id) is None:
                 await self._conclude(desk)
         theirs = desk.channel.terms.custodies[1 - desk.me]
+        now_s = asyncio.get_running_loop().time()
+        overdue = now_s - self._final_since.setdefault(desk.channel_id, now_s) > PAY_AFTER_S
         for attestation in attestations:
-            if attestation.custody == theirs:
+            # Each collects what it is owed; a peer that does not must not keep this broker's lock and channel for ever.
+            if attestation.custody == theirs or overdue:
                 await self._collect(desk, outcome, attestation)
         await asyncio.sleep(RETRY_S)
 
@@ -389,7 +402,7 @@ class Lifecycle:
         self.gas["conclude"] = receipt.gas_used
 
     async def _collect(self, desk: Desk, outcome: bytes, attestation: Attestation) -> None:
-        """The peer's custody pays this broker's, once; what it was short of is a claim that is asked for again."""
+        """A custody pays the other, once; what it was short of is a claim that is asked for again."""
         custody = type(self._chain.custody)(self._chain.client, attestation.custody)
         if not await custody.paid_out(desk.channel_id):
             receipt = await custody.payout(
@@ -404,7 +417,9 @@ class Lifecycle:
             return
         for token in attestation.tokens:
             if await custody.claims(desk.channel_id, token):
-                _log.warning("the peer's custody was short", token=format_address(token))
+                _log.warning(
+                    "a custody was short", custody=format_address(custody.address), token=format_address(token)
+                )
                 await custody.pay_claim(self._chain.sender, desk.channel_id, token)
 
 

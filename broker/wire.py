@@ -71,6 +71,7 @@ from rpc.transport import Connection
 
 SYNC_TIMEOUT_S = 10.0
 RESYNC_S = 0.5
+RESEND_BYTES = 1024 * 1024
 RESUBSCRIBE_MS = 900  # less than a tick, which asks again
 REQUEST_TIMEOUT_S = 20.0
 
@@ -427,8 +428,13 @@ class Wire:
     ) -> None:
         if desk.channel.phase is Phase.OPENING:
             self._send_lock(connection, desk)
+        size = 0
         for entry in entries:
-            connection.send_nowait(dumps(entry_to_json(entry)))
+            text = dumps(entry_to_json(entry))
+            size += len(text)
+            if size > RESEND_BYTES and entry is not entries[0]:
+                break  # more would not fit the outbox; the gap that is left asks for the rest
+            connection.send_nowait(text)
         for effect in again:
             self.release(effect)
 

@@ -38,7 +38,7 @@ SqlValue = None | int | str | bytes
 Row = tuple[SqlValue, ...]
 
 BUSY_TIMEOUT_MS = 5_000
-STATEMENTS_PER_BATCH_MAX = 10_000
+STATEMENTS_PER_BATCH_MAX = 1_000_000  # a poll of 256 blocks full of deposits is one batch
 JOURNAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 

@@ -9,19 +9,21 @@ import pytest
 
 from broker import desk as desks
 from broker import exchange as exchanges
+from broker import wire as wires
 from broker.actions import DepositSeen, Expire, FreezeChannel, OpenChannel, PeerEntry, Withdraw
 from broker.chainwork import ChainWork
 from broker.effects import SendEntry
 from broker.engine import Engine
 from broker.exchange import Withdrawal
 from broker.records import MIGRATIONS
+from broker.wire import Wire
 from channel import position, transition
 from channel.entry import MAX_BODY_BYTES, Entry
 from channel.errors import Code, LocalRefusal
 from channel.journal import record_to_json
 from channel.signing import Signer
 from channel.state import FixedPart
-from channel.strictjson import dumps
+from channel.strictjson import dumps, loads
 from channel.transition import Phase
 from channel.units import ZERO_HASH, Hash, format_hex
 from contracts.client import ChainClient
@@ -29,9 +31,9 @@ from contracts.events import LockRegistered, LogRef
 from node.clock import FixedClock
 from node.store import Store
 from rpc import jsonrpc
-from rpc.transport import DEFAULT_LIMITS
+from rpc.transport import DEFAULT_LIMITS, Connection
 from tests.support.memory_node import write_and_load
-from tests.support.pair import BTC, COLLATERAL, USD, Pair, Side, custody_of, market_of, user
+from tests.support.pair import BTC, COLLATERAL, USD, XLN, Pair, Side, custody_of, market_of, user
 from xln.adjudication import MAX_RECORD_BYTES
 
 ALICE, BOB = user(21), user(31)
@@ -316,3 +318,26 @@ def test_the_longest_body_of_a_peer_still_reaches_xln(character: str) -> None:
     assert len(record.encode()) <= MAX_RECORD_BYTES
     params = {"ch": format_hex(pair.fixed.channel_id), "at": 2**53 - 1, "records": [record]}
     assert len(jsonrpc.request("r1000000", "xln.journal", params)) <= DEFAULT_LIMITS.frame_bytes
+
+
+async def test_a_long_queue_is_sent_in_parts_that_fit_the_outbox(pair: Pair, tmp_path: Path) -> None:
+    """All at once would overflow it, cut the connection, and so never arrive."""
+    for _ in range(20):
+        away(pair, pair.a, ALICE, 0, 6_000_000, 1)
+    desk = pair.a.core.desks[pair.fixed.channel_id]
+    entries = [p.entry for p in desk.channel.pending]
+    sent: list[str] = []
+
+    class Outbox:
+        def send_nowait(self, payload: str) -> None:
+            sent.append(payload)
+
+    async with Store.open(tmp_path / "broker.sqlite", MIGRATIONS) as store:
+        engine = Engine(pair.a.core, store, FixedClock(pair.now), lambda effects: None)
+        wire = Wire(engine, pair.a.signer, XLN.address, {})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wires, "RESEND_BYTES", 5_000)
+            wire._send_missing(cast(Connection, Outbox()), desk, entries, [])
+    assert 0 < len(sent) < 20
+    assert sum(map(len, sent)) <= 5_000
+    assert [loads(text, max_bytes=10**6)["seq"] for text in sent] == list(range(1, len(sent) + 1))  # type: ignore[index]
