@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 import pytest
 import pytest_asyncio
 
-from channel.errors import Code, PeerFault
+from channel.errors import Code, LocalRefusal, PeerFault
 from channel.units import Hash, format_hex
 from contracts.network import LockStatus
 from devnet.network import BrokerNode
-from tests.support.live import BTC_UNITS, BUY, SELL, Json, Live, Trader, channel_id_of, filled_lots, until
+from tests.support.live import BTC_UNITS, BUY, SELL, Json, Live, Trader, channel_id_of, filled_lots, held_disk, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 # Nobody's orders ever meet in one book: takers of A buy what makers of B ask, takers of B sell to what makers of A bid.
 ASK, BID = 6_000_000, 5_900_000
 KILLS = 2
+HELD_S = 0.2
 BEFORE_KILL, AFTER_RESTART = 25, 15  # orders that takers have had answered
 
 
@@ -200,11 +201,14 @@ async def crowd(everybody: Crowd) -> AsyncIterator[Crowd]:
 async def survives_kills(live: Live, crowd: Crowd, victim: BrokerNode) -> None:
     channel_id = await live.trading()
     await crowd.stock()
-    for _ in range(KILLS):
+    for number in range(KILLS):
         async with crowd.trading():
             await crowd.more(BEFORE_KILL)
             turns = [(await live.channel(broker, channel_id))["turn"] for broker in live.net.brokers]
-            await live.net.kill9(victim)
+            # Once at any moment, once surely between execution and commit: what it signed then is gone (FAULT 1).
+            with held_disk(victim) if number else contextlib.nullcontext():
+                await asyncio.sleep(HELD_S if number else 0)
+                await live.net.kill9(victim)
             await live.net.restart(victim)
             await crowd.more(AFTER_RESTART)
         await crowd.check(channel_id)
@@ -301,3 +305,43 @@ async def test_trading_goes_on_without_xln_and_a_kill_between_final_state_and_pa
 
         await until(withdrawn, "withdrawn")
     assert await net.chain.balance(net.btc.address, crowd.takers["a"].signer.address) == BTC_UNITS
+
+
+async def test_broker_a_is_killed_while_it_asks_for_a_channel(live: Live, crowd: Crowd) -> None:
+    """B has agreed, A does not remember that it asked: its operator asks again, and is not kept out by the first."""
+    net = live.net
+    if any(c["phase"] == "active" for c in await live.channels(net.a)):
+        async with net.admin(net.a) as admin:
+            channel_id = await live.trading()
+            await admin.post(f"/channels/{channel_id}/close")
+        await live.wait_phase(channel_id, "settled")
+    known = len(await live.channels(net.b))
+    async with net.admin(net.a) as admin:
+        with held_disk(net.a):
+            asking = asyncio.create_task(admin.post("/channels", live.open_request()))
+
+            async def agreed() -> bool | None:
+                return len(await live.channels(net.b)) > known or None
+
+            await until(agreed, "B knows of the channel")
+            assert not asking.done()
+            await net.kill9(net.a)
+        with pytest.raises(LocalRefusal) as caught:
+            await asking
+        assert caught.value.code is Code.PEER_UNAVAILABLE
+    await net.restart(net.a)
+    assert all(c["phase"] == "settled" for c in await live.channels(net.a))
+
+    async def again() -> str | None:
+        try:
+            return await live.open()
+        except LocalRefusal as refusal:
+            if refusal.code is not Code.PEER_UNAVAILABLE:
+                raise
+            return None
+
+    channel_id = await until(again, "A has opened a channel")
+    assert await live.trading() == channel_id
+    await crowd.stock()
+    await crowd.trade_on()
+    await crowd.check(channel_id)

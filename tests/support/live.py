@@ -12,9 +12,10 @@ import io
 import json
 import secrets
 import shutil
+import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -237,7 +238,7 @@ class Live:
                 ledger += sum(map(int, row["owedToPeers"].values()))
                 on_chain = await self.net.chain.balance(token.address, broker.custody)
                 assert ledger == on_chain, f"{broker.name} {token.symbol}: ledger {ledger}, chain {on_chain}"
-            one, other = ({ch: int(v) for ch, v in row["owedToPeers"].items()} for row in rows)
+            one, other = ({ch: int(v) for ch, v in row["owedToPeers"].items() if v != "0"} for row in rows)
             assert one == {ch: -value for ch, value in other.items()}
 
     async def agree(self, channel_id: str) -> Replay:
@@ -276,6 +277,14 @@ def filled_lots(result: Replay) -> Counter[Hash]:
 
 def _signer() -> Signer:
     return Signer(secrets.token_bytes(32))
+
+
+@contextlib.contextmanager
+def held_disk(broker: BrokerNode) -> Iterator[None]:
+    """Inside the block the broker's database takes nothing: what it executes stays in memory."""
+    with contextlib.closing(sqlite3.connect(broker.folder / "broker.sqlite", isolation_level=None, timeout=10)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
 
 
 def high_s(signature: bytes) -> bytes:
