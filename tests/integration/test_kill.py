@@ -58,6 +58,14 @@ class Crowd:
     def traders(self) -> list[Trader]:
         return [*self.makers.values(), *self.takers.values()]
 
+    def forget(self) -> None:
+        """The orders so far: what was filled of them is in the journal of a channel that has ended."""
+        self.cancelled.clear()
+        for trader in self.traders:
+            trader.signed.clear()
+            trader.acknowledged.clear()
+            trader.retried.clear()
+
     async def stock(self) -> None:
         """What takers will take, on both books, and seen by the other broker."""
         await self.makers["a"].buy(BID, 3_000)
@@ -342,6 +350,7 @@ async def test_broker_a_is_killed_while_it_asks_for_a_channel(live: Live, crowd:
 
     channel_id = await until(again, "A has opened a channel")
     assert await live.trading() == channel_id
+    crowd.forget()
     await crowd.stock()
     await crowd.trade_on()
     await crowd.check(channel_id)
