@@ -24,6 +24,7 @@ from broker.actions import (
     LockConfirmed,
     LockSigned,
     OpenChannel,
+    OpeningShown,
     PeerCountersignature,
     PeerEntry,
     PeerProposal,
@@ -232,6 +233,8 @@ class Pair:
             self.run(mover, Propose(self.fixed.channel_id))
             self.deliver(mover, other)
             self.deliver(other, mover)
+        for side in self:
+            self.run(side, OpeningShown(self.fixed.channel_id))
 
     def _lock(self, owner: Side) -> SignedLock:
         lock = Lock(

@@ -85,6 +85,13 @@ class LockConfirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class OpeningShown:
+    """XLN has seen turn 1 with both locks: trading starts."""
+
+    channel_id: ChannelId
+
+
+@dataclass(frozen=True, slots=True)
 class PeerEntry:
     entry: Entry
 
@@ -181,6 +188,7 @@ Action = (
     | OpenChannel
     | LockSigned
     | LockConfirmed
+    | OpeningShown
     | PeerEntry
     | PeerProposal
     | PeerCountersignature

@@ -23,6 +23,7 @@ from broker.actions import (
     LockConfirmed,
     LockSigned,
     OpenChannel,
+    OpeningShown,
     PaidOut,
     PeerCountersignature,
     PeerEntry,
@@ -100,6 +101,9 @@ class Core:
                 self.desk(action.channel_id).lock_confirmed(
                     action.owner, action.token, action.amount, action.terms_hash
                 )
+                return []
+            case OpeningShown():
+                self.desk(action.channel_id).opening_shown = True
                 return []
             case CloseChannel():
                 return exchange.close_channel(self.desk(action.channel_id), now_ms)

@@ -59,6 +59,8 @@ class Desk:
         self.last_cosigned: tuple[Proposal, tuple[bytes, bytes]] | None = None
         self.last_refusal: SendRefusal | None = None
         self.signed_locks: list[SignedLock | None] = [None, None]
+        self.opening_shown = False
+        """XLN has turn 1: it holds the locks. Before that they may yet become void, and nothing is risked on them."""
         self._calls: list[str] = []
         self._calls_bytes = 0
 
@@ -72,7 +74,13 @@ class Desk:
 
     @property
     def is_trading(self) -> bool:
-        return self.channel.phase is Phase.ACTIVE
+        return self.channel.phase is Phase.ACTIVE and self.opening_shown
+
+    @property
+    def phase_name(self) -> str:
+        """The phase as people are told it: a channel is active once it trades."""
+        waits = self.channel.phase is Phase.ACTIVE and not self.opening_shown
+        return (Phase.OPENING if waits else self.channel.phase).value
 
     @property
     def takes_entries(self) -> bool:
@@ -157,8 +165,8 @@ class Desk:
         its fills would move above its limit (a sell that is filled at better prices).
         """
         channel, terms = self.channel, self.channel.terms
-        if channel.phase is not Phase.ACTIVE:
-            return Code.CHANNEL_PHASE, f"the channel is {channel.phase.value}"
+        if not self.is_trading:
+            return Code.CHANNEL_PHASE, f"the channel is {self.phase_name}"
         view, quote_token = channel.view, order.market.quote
         matchable = view.open_quote.get(quote_token, 0) + extra_quote
         if not counted and view.open_counts[order.owner] >= MAX_OPEN_ORDERS:

@@ -209,7 +209,7 @@ class Exchange:
             return own, None
         for desk in self.desks.values():
             market = desk.channel.terms.market(market_id)
-            if market is not None and market.holder == desk.peer and desk.channel.phase is Phase.ACTIVE:
+            if market is not None and market.holder == desk.peer and desk.is_trading:
                 return market, desk
         raise LocalRefusal(Code.ORDER_MARKET, f"there is no market {format_hex(market_id)} here or at a peer")
 

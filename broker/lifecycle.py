@@ -12,7 +12,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from broker.actions import FreezeChannel, LockSigned, OpenChannel
+from broker.actions import FreezeChannel, LockSigned, OpenChannel, OpeningShown
 from broker.chainwork import ChainWork
 from broker.config import BrokerConfig
 from broker.core import require_no_channel
@@ -37,6 +37,7 @@ from channel.units import (
     parse_hex,
     parse_uint,
 )
+from contracts.network import LockStatus
 from node import logs
 from node.store import Statement
 from rpc.jsonrpc import RemoteError
@@ -44,6 +45,7 @@ from rpc.transport import Connection
 
 PASS_S = 0.25
 RETRY_S = 1.0
+EXPIRED_S = 30.0
 XLN_TIMEOUT_S = 30.0
 ATTEST_TIMEOUT_S = 300.0
 OPEN_WITHIN_S = 900.0  # until this node has its own lock; from then on openBy counts
@@ -74,10 +76,10 @@ class Lifecycle:
         self._wire = wire
         self._chain = chain
         self._me = me
-        self._uploaded: dict[ChannelId, int] = {}
         self._final_since: dict[ChannelId, float] = {}
         self._waiting_since: dict[ChannelId, float] = {}
         self._tasks: dict[ChannelId, asyncio.Task[None]] = {}
+        self._released: set[ChannelId] = set()
         self.attested: dict[ChannelId, tuple[bytes, tuple[Attestation, ...]]] = {}
         self.gas: dict[str, int] = {}
 
@@ -210,11 +212,31 @@ class Lifecycle:
 
     async def run(self) -> None:
         """Gives every channel that has something to do a task of its own, for ever."""
+        loop = asyncio.get_running_loop()
+        looked_s = loop.time()
         while True:
             for channel_id, desk in list(self._engine.core.desks.items()):
                 if not _has_ended(desk) and channel_id not in self._tasks:
                     self._tasks[channel_id] = asyncio.ensure_future(self._drive(desk))
+            if loop.time() - looked_s > EXPIRED_S:
+                looked_s = loop.time()
+                await self._release_expired()
             await asyncio.sleep(PASS_S)
+
+    async def _release_expired(self) -> None:
+        """Takes back this broker's locks that have expired on chain: XLN is not needed for that."""
+        for desk in list(self._engine.core.desks.values()):
+            lock = desk.signed_locks[desk.me]
+            if lock is None or self._chain.head_unix_s <= lock.lock.expiry_s or desk.channel_id in self._released:
+                continue
+            try:
+                record = await self._chain.collateral.lock_of(desk.channel_id, self._me)
+                if record is not None and record.status is LockStatus.LOCKED:
+                    await self._chain.collateral.release_expired(self._chain.sender, desk.channel_id, self._me)
+                    _log.warning("took back a lock that had expired", channel=format_hex(desk.channel_id))
+                self._released.add(desk.channel_id)
+            except XlnError as error:
+                _log.info("an expired lock waits", channel=format_hex(desk.channel_id), reason=str(error))
 
     async def stop(self) -> None:
         tasks = list(self._tasks.values())
@@ -314,11 +336,13 @@ class Lifecycle:
         return self._wire.links.require(self._config.network.xln)
 
     async def _show_opened(self, desk: Desk) -> None:
-        """Turn 1 must be shown to XLN by openBy; the rest of the journal follows at the end."""
-        cosigned = desk.channel.cosigned
-        if cosigned is not None and not self._uploaded.get(desk.channel_id):
+        """Turn 1 must be shown to XLN by openBy; trading waits for it. The rest of the journal follows at the end."""
+        if not desk.opening_shown:
             try:
-                await self._upload(desk)
+                if await self._upload(desk):
+                    await self._engine.execute(OpeningShown(desk.channel_id))
+                    self._wire.subscribe_books(desk)
+                    return
             except RemoteError as error:
                 if error.code is not Code.CHANNEL_PHASE:
                     raise
@@ -327,23 +351,19 @@ class Lifecycle:
                 return
         await asyncio.sleep(RETRY_S)
 
-    async def _upload(self, desk: Desk) -> None:
-        """Hands XLN what it lacks of this broker's journal, in pages."""
-        at = self._uploaded.get(desk.channel_id)
+    async def _upload(self, desk: Desk) -> bool:
+        """Hands XLN what it lacks of this broker's journal, in pages. Returns whether the channel is opened to XLN."""
         ch = format_hex(desk.channel_id)
-        if at is None:
-            f = Fields(
-                await self._xln().request("xln.journal", {"ch": ch, "at": None, "records": []}, XLN_TIMEOUT_S), ""
-            )
-            at = f.integer("at")
+        query: dict[str, Any] = {"ch": ch, "at": None, "records": []}
+        f = Fields(await self._xln().request("xln.journal", query, XLN_TIMEOUT_S), "xln.journal")
+        at = f.integer("at")
         while True:
             rows = await self._engine.store.read(
                 "SELECT record FROM journal WHERE channel = ? AND n >= ? ORDER BY n LIMIT ?",
                 (desk.channel_id, at, UPLOAD_RECORDS),
             )
             if not rows:
-                self._uploaded[desk.channel_id] = at
-                return
+                return f.boolean("opened")
             records: list[str] = []
             size = 0
             for (record,) in rows:

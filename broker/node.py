@@ -235,7 +235,7 @@ class BrokerNode:
             "peer": format_address(desk.peer),
             "connected": bool(links and links.connection(desk.peer)),
             "synced": desk.channel_id in self._wire.synced,
-            "phase": channel.phase.value,
+            "phase": desk.phase_name,
             "frozen": None if channel.frozen_by is None else f"{channel.frozen_by[0].label}: {channel.frozen_by[1]}",
             "turn": channel.cosigned.state.turn if channel.cosigned else None,
             "stateHash": format_hex(channel.cosigned.state.state_hash) if channel.cosigned else None,

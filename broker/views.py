@@ -14,7 +14,6 @@ from broker.ledger import Balance
 from channel.errors import Code, PeerFault
 from channel.orders import OrderType
 from channel.terms import SIDES, Market, tick_scale
-from channel.transition import Phase
 from channel.units import Address, ChannelId, MarketId, format_address, format_amount, format_hex, parse_hash
 
 Json = dict[str, Any]
@@ -63,7 +62,7 @@ class Views:
         return [
             (market, desk.channel_id, desk.peer)
             for desk in self._exchange.desks.values()
-            if desk.channel.phase is Phase.ACTIVE
+            if desk.is_trading
             for market in desk.channel.terms.markets
             if market.holder == desk.peer
         ]

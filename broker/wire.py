@@ -4,7 +4,9 @@
     channel.propose      {ch, turn, final, t, runs, hash, sig}     id "p<turn>": its answer says what was wrong, if any
     channel.countersign  {ch, turn, hash, sig}
     channel.refuse       {ch, turn, hash, code, sig}
-    channel.sync         {ch, turn, hash, sent, received, ts, sig} answered with the other's; each then sends what lacks
+    channel.sync         {ch, turn, hash, sent, received, ts, sig, yours}
+                         `yours`: the recipient's signature under that state. Answered with the other's; each then sends
+                         what the other lacks
     channel.lock         {lock}                                    XLN's signed lock of the sender
     channel.open, channel.close, broker.info                       see `broker.node`
     orderbook.increment  {market, seq, changes}                    a note, to subscribers
@@ -341,6 +343,7 @@ class Wire:
             "received": received,
             "ts": now_ms,
             "sig": format_hex(self._signer.sign(digest)),
+            "yours": None if desk.last_cosigned is None else format_hex(desk.last_cosigned[1][1 - desk.me]),
         }
 
     async def _sync_out(self, connection: Connection, desk: Desk) -> None:
@@ -388,6 +391,7 @@ class Wire:
         turn, state_hash = f.integer("turn", 0, UINT48_MAX), f.hash("hash")
         sent, received, ts_ms = f.integer("sent"), f.integer("received"), f.integer("ts")
         signature, channel_id = f.hex("sig", SIGNATURE_BYTES), ChannelId(f.hash("ch"))
+        yours = None if f.any("yours") is None else f.hex("yours", SIGNATURE_BYTES)
         f.done()
         digest = desk.domain.digest(SYNC.hash(channel_id, turn, state_hash, sent, received, ts_ms))
         require_signer(digest, signature, desk.peer, "the sync")
@@ -395,7 +399,7 @@ class Wire:
             raise PeerFault(Code.CHANNEL_UNKNOWN, "a sync of another channel")
         if desk.channel.phase is Phase.FROZEN:
             return
-        self._require_not_lost(desk, turn, state_hash, received, dumps(raw))
+        self._require_not_lost(desk, turn, state_hash, received, yours, dumps(raw))
         missing = [p.entry for p in desk.channel.pending if p.sender == desk.me and p.entry.seq > received]
         again = desk.resend(turn if state_hash != ZERO_HASH else -1)
 
@@ -409,19 +413,30 @@ class Wire:
 
         self._engine.after(bring)
 
-    def _require_not_lost(self, desk: Desk, turn: int, state_hash: Hash, received: int, evidence: str) -> None:
-        """A peer that holds more of this node's signatures than this node knows: its database is an old copy."""
+    def _require_not_lost(
+        self, desk: Desk, turn: int, state_hash: Hash, received: int, yours: bytes | None, evidence: str
+    ) -> None:
+        """Raises when the peer shows a state that this node signed and does not know: the database is an old copy.
+
+        Only the signature proves it. What a peer merely claims to have received is its own fault, and freezes nothing.
+        """
         channel = desk.channel
         own_turn = channel.cosigned.state.turn if channel.cosigned else -1
         mine = channel.mine
         ahead = state_hash != ZERO_HASH and turn > own_turn and not (mine and mine.state.state_hash == state_hash)
-        if ahead or received > channel.view.last_seq[desk.me]:
+        if ahead:
+            require_signer(eth_sign_digest(state_hash), yours or b"", self._signer.address, f"turn {turn}")
             message = (
-                "the peer has states or entries that this node signed and does not know: the database is an old copy;"
+                "the peer has a state that this node signed and does not know: the database is an old copy;"
                 " nothing more is signed on this channel"
             )
             self.freeze(desk, Code.CHANNEL_LOST_STATE, message, evidence)
             raise LocalRefusal(Code.CHANNEL_LOST_STATE, message)
+        sent = channel.view.last_seq[desk.me]
+        if received > sent:
+            raise PeerFault(
+                Code.ENTRY_GAP, f"{received} entries cannot have come from here: {sent} were sent", seq=sent
+            )
 
     def _send_missing(
         self, connection: Connection, desk: Desk, entries: Sequence[Entry], again: Sequence[Effect]

@@ -1,7 +1,7 @@
 """What the collateral service does: locks, journals, attestations, releases, and the chain that it follows.
 
     xln.lock     {"fixedPart", "terms", "token", "amount"}        -> {"lock"}
-    xln.journal  {"ch", "at": n | null, "records": [text, …]}     -> {"at": next index}
+    xln.journal  {"ch", "at": n | null, "records": [text, …]}     -> {"at": next index, "opened": turn 1 is shown}
     xln.attest   {"ch"}                                           -> {"outcomeHash", "outcome", "attestations"}
     xln.release  {"ch"}                                           -> {"status": "locked|waiting|released", "tx"?}
     ping         {}                                               -> {}
@@ -159,10 +159,10 @@ class Service:
             file = self._file(channel_id, peer)
             head = file.heads.get(peer, Head())
             if at is None or not texts:
-                return {"at": head.next}
+                return self._progress(channel_id, head)
             new = await self._new_records(channel_id, peer, head, at, texts)
             if not new:
-                return {"at": head.next}
+                return self._progress(channel_id, head)
             if self.book.ledger.is_void(channel_id):
                 raise PeerFault(Code.CHANNEL_PHASE, "the channel was not shown as opened by openBy and is void")
             looks = [look(text, head.next + i) for i, text in enumerate(new)]
@@ -178,7 +178,11 @@ class Service:
             ledger = await self._maybe_opened(channel_id, peer, file, first, new)
             await self._commit(ledger, books.record_statements(channel_id, peer, first, new, head))
             file.heads[peer] = head
-        return {"at": head.next}
+        return self._progress(channel_id, head)
+
+    def _progress(self, channel_id: ChannelId, head: Head) -> dict[str, object]:
+        """The next index of a journal, and whether turn 1 with both locks has been shown by either broker."""
+        return {"at": head.next, "opened": self.book.ledger.channels[channel_id].opened}
 
     async def _new_records(
         self, channel_id: ChannelId, peer: Address, head: Head, at: int, texts: list[str]

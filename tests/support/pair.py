@@ -12,6 +12,7 @@ from broker.actions import (
     LockConfirmed,
     LockSigned,
     OpenChannel,
+    OpeningShown,
     PeerCountersignature,
     PeerEntry,
     PeerProposal,
@@ -230,6 +231,7 @@ class Pair:
         self.pump()  # turn 1
         for side in self.sides:
             assert self.phase(side) is Phase.ACTIVE
+            self.run(side, OpeningShown(self.fixed.channel_id))
 
     def phase(self, side: Side) -> Phase:
         return side.core.desks[self.fixed.channel_id].channel.phase

@@ -20,6 +20,7 @@ from broker.actions import (
     LockConfirmed,
     LockSigned,
     OpenChannel,
+    OpeningShown,
     PlaceOrder,
     Propose,
 )
@@ -183,6 +184,9 @@ class Line:
         await self.pump()
         for node in self.nodes:
             assert node.desk.channel.phase is Phase.ACTIVE
+            await node.run(OpeningShown(pair.fixed.channel_id))
+            node.wire.subscribe_books(node.desk)
+        await self.pump()
 
     async def connect(self) -> None:
         """A new connection; both begin to sync."""

@@ -355,7 +355,14 @@ def sync(line: Line, signer: Signer, **changes: Any) -> dict[str, Any]:
         "sent": channel.view.last_seq[0], "received": channel.view.last_seq[1], "ts": 1, **changes,
     }  # fmt: skip
     signature = signer.sign(line.a.desk.domain.digest(SYNC.hash(*said.values())))
-    return {**said, "ch": format_hex(said["ch"]), "hash": format_hex(said["hash"]), "sig": format_hex(signature)}
+    assert line.a.desk.last_cosigned is not None
+    return {
+        **said,
+        "ch": format_hex(said["ch"]),
+        "hash": format_hex(said["hash"]),
+        "sig": format_hex(signature),
+        "yours": format_hex(line.a.desk.last_cosigned[1][1]),
+    }
 
 
 async def test_a_sync_is_of_the_peer_and_of_this_channel(line: Line) -> None:
@@ -365,6 +372,11 @@ async def test_a_sync_is_of_the_peer_and_of_this_channel(line: Line) -> None:
     assert await code_of(line, line.a, "channel.sync", sync(line, user(99))) == "signature.signer"
     assert await code_of(line, line.a, "channel.sync", good | {"received": 0}) == "signature.signer"
     assert await code_of(line, line.a, "channel.sync", good | {"more": 1}) == "rpc.params"
+    # What the peer only claims to hold freezes nothing: a state needs this node's signature.
+    ahead = sync(line, line.a.signer, turn=99, hash=Hash(b"\x07" * 32))
+    assert await code_of(line, line.a, "channel.sync", ahead) == "signature.signer"
+    assert await code_of(line, line.a, "channel.sync", ahead | {"yours": None}) == "signature.invalid"
+    assert await code_of(line, line.a, "channel.sync", sync(line, line.a.signer, received=10**6)) == "entry.gap"
     assert await code_of(line, line.a, "channel.sync", good | {"ch": format_hex(b"\x01" * 32)}) == "channel.unknown"
     assert line.b.desk.channel.phase is Phase.ACTIVE
 
