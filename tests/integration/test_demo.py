@@ -23,7 +23,7 @@ from devnet.scenario import Demo, Options, user_key
 
 ROOT = Path(__file__).parents[2]
 FAST_S = 0.25
-EVENTS = 400
+EVENTS = 1200  # enough rounds of B's takers on A: the takers of A are often faster
 STAGES = [
     "deposits", "channel open", "in the middle of trading", "after trading", "final state", "payouts", "withdrawals",
 ]  # fmt: skip

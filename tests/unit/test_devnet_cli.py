@@ -54,9 +54,10 @@ def test_flow_that_is_not_there(tmp_path: Path) -> None:
 
 def command(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     root = str(Path(__file__).parents[2])
+    env = {name: value for name, value in os.environ.items() if name != "XLN_FLOW"}
     return subprocess.run(
         [sys.executable, "-m", "devnet.cli", *arguments],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(cwd)}, capture_output=True, text=True, timeout=60,
+        cwd=cwd, env={**env, "PYTHONPATH": root, "TMPDIR": str(cwd)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 
