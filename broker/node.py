@@ -230,6 +230,7 @@ class BrokerNode:
         channel = desk.channel
         links = self._wire.links
         terms = channel.terms
+        net = self.exchange.channel_net(desk)
         return {
             "channelId": format_hex(desk.channel_id),
             "peer": format_address(desk.peer),
@@ -244,8 +245,8 @@ class BrokerNode:
             "entriesReceived": channel.view.last_seq[1 - desk.me],
             "pendingEntries": len(channel.pending),
             "openOrders": len(channel.view.orders),
-            "owes": {format_address(t.address): str(channel.view.owed(desk.me, t.address)) for t in terms.tokens},
-            "isOwed": {format_address(t.address): str(channel.view.owed(1 - desk.me, t.address)) for t in terms.tokens},
+            "owes": {format_address(t.address): str(max(0, net.get(t.address, 0))) for t in terms.tokens},
+            "isOwed": {format_address(t.address): str(max(0, -net.get(t.address, 0))) for t in terms.tokens},
             "locks": [
                 None if lock is None else {"token": format_address(lock.token), "amount": str(lock.locked)}
                 for lock in channel.locks
