@@ -138,8 +138,8 @@ class Line:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, folder: Path) -> AsyncIterator["Line"]:
-        """Two nodes on one line, their channel active, deposits for `user(11)` at A and `user(12)` at B."""
+    async def open(cls, folder: Path, *, shown: bool = True) -> AsyncIterator["Line"]:
+        """Two nodes on one line, their channel active; `shown`: XLN has its turn 1, and it trades."""
         clock = FixedClock(NOW)
         nodes = []
         pair = Pair()
@@ -150,7 +150,7 @@ class Line:
         try:
             for node in nodes:
                 await node.start()
-            await line._open_channel()
+            await line._open_channel(shown)
             yield line
         finally:
             for node in nodes:
@@ -167,7 +167,7 @@ class Line:
     def other(self, node: WiredNode) -> WiredNode:
         return self.b if node is self.a else self.a
 
-    async def _open_channel(self) -> None:
+    async def _open_channel(self, shown: bool) -> None:
         pair = self.pair
         for node in self.nodes:
             await node.run(OpenChannel(pair.fixed, pair.terms))
@@ -184,8 +184,9 @@ class Line:
         await self.pump()
         for node in self.nodes:
             assert node.desk.channel.phase is Phase.ACTIVE
-            await node.run(OpeningShown(pair.fixed.channel_id))
-            node.wire.subscribe_books(node.desk)
+            if shown:
+                await node.run(OpeningShown(pair.fixed.channel_id))
+                node.wire.subscribe_books(node.desk)
         await self.pump()
 
     async def connect(self) -> None:
