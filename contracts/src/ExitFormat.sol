@@ -48,6 +48,8 @@ library ExitFormat {
         if (allocation.allocationType != SIMPLE || destination == 0 || destination >> 160 != 0) {
             revert ExitFormatInvalid();
         }
+        // The upper 96 bits are zero: checked above.
+        // forge-lint: disable-next-line(unsafe-typecast)
         return address(uint160(destination));
     }
 }
