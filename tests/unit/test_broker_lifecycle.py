@@ -5,6 +5,7 @@ here: XLN's answers, and the chain's answers and receipts, call by call.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,13 +23,13 @@ from channel.errors import Code, LocalRefusal, PeerFault
 from channel.journal import fixed_from_json, fixed_to_json
 from channel.locks import Lock, SignedLock, lock_to_json
 from channel.position import OpenOrder
-from channel.signing import Signer
+from channel.signing import Signer, eth_sign_digest
 from channel.state import FixedPart
 from channel.strictjson import loads
 from channel.terms import Terms, terms_from_json, terms_to_json
 from channel.transition import Phase
 from channel.typed import collateral_domain
-from channel.units import ZERO_HASH, Address, Hash, format_address, format_hex
+from channel.units import ZERO_HASH, Address, Hash, format_address, format_hex, parse_hash
 from contracts.abi import Call, decode_values
 from contracts.client import ChainClient, Receipt, Sender
 from contracts.network import LockStatus
@@ -385,6 +386,17 @@ async def test_a_final_proposal_cancels_what_rests_and_closes(tmp_path: Path) ->
         line.agree()
 
 
+async def test_who_is_not_the_mover_closes_with_the_next_turn(tmp_path: Path) -> None:
+    """It can sign the final state only once the other, which knows of nothing, has moved: a new session makes it."""
+    async with Line.open(tmp_path) as line:
+        waits = next(n for n in line.nodes if not n.desk.channel.is_mover)
+        await waits.run(CloseChannel(line.channel_id))
+        await line.reconnect()
+        await line.pump()
+        assert [n.desk.channel.phase for n in line.nodes] == [Phase.FINAL, Phase.FINAL]
+        line.agree()
+
+
 async def test_only_the_peers_own_final_proposal_closes(tmp_path: Path) -> None:
     async with Line.open(tmp_path) as line:
         mover, other = await asks_alone(line)
@@ -394,8 +406,8 @@ async def test_only_the_peers_own_final_proposal_closes(tmp_path: Path) -> None:
         message = loads(frame, max_bytes=MAX_FRAME)
         assert isinstance(message, dict)
         params = message["params"]
-        state_hash = Hash(bytes.fromhex(params["hash"][2:]))
-        params["sig"] = format_hex(OTHER.sign(state_hash))
+        state_hash = parse_hash(params["hash"], "hash")
+        params["sig"] = format_hex(OTHER.sign(eth_sign_digest(state_hash)))
         with pytest.raises(PeerFault):
             await other.wire._propose(cast(Connection, other.end), params)
         assert other.desk.channel.phase is Phase.ACTIVE
@@ -542,6 +554,63 @@ async def test_taking_back_is_tried_again_when_the_chain_fails(locked: Driven) -
     await locked.lifecycle._release_expired()
     assert locked.calls == []
     await locked.lifecycle._release_expired()
+    assert locked.calls == ["releaseExpired"]
+
+
+# -- driving
+
+
+@contextlib.asynccontextmanager
+async def driving(driven: Driven) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(driven.lifecycle.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await driven.lifecycle.stop()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(2_000):
+        if holds():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it does not come")
+
+
+async def test_driven_an_opening_is_given_up_though_xln_fails_all_the_time(
+    opener: Driven, jump: Callable[[float], None]
+) -> None:
+    opener.xln = None
+    desk = await opener.proposed_by(peer_of(opener), NOW)
+    async with driving(opener):
+        await until(lambda: desk.channel_id in opener.lifecycle._waiting_since)
+        jump(OPEN_WITHIN_S + 5)
+        await until(lambda: desk.channel.phase is Phase.FROZEN)
+    await assert_room(opener, desk)
+
+
+async def test_driven_a_channel_is_shown_when_xln_is_back(waiting: tuple[Line, Driven]) -> None:
+    line, driven = waiting
+    assert driven.xln is not None
+    driven.xln.error = RemoteError(Code.BUSY, "later")
+    async with driving(driven):
+        await asyncio.sleep(0.02)
+        assert not line.a.desk.is_trading
+        driven.xln.error, driven.xln.opened = None, True
+        await until(lambda: line.a.desk.is_trading)
+
+
+async def test_driven_an_expired_lock_is_taken_back_without_xln(
+    locked: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycles, "EXPIRED_S", 0.001)
+    locked.xln = None
+    locked.chain.head_unix_s = EXPIRY_S + 1
+    async with driving(locked):
+        await until(lambda: locked.calls == ["releaseExpired"])
+        await asyncio.sleep(0.02)
     assert locked.calls == ["releaseExpired"]
 
 
