@@ -324,7 +324,7 @@ def channel() -> None:
 @click.option("--token", required=True, help="What both lock, by symbol or address.")
 @click.option("--amount", required=True, help="What this broker locks, in whole tokens; it must be deposited before.")
 @click.option("--peer-amount", required=True, help="What the peer is asked to lock, in whole tokens.")
-@click.option("--wait", is_flag=True, help="Return when it trades: both locks are on chain and turn 1 is signed.")
+@click.option("--wait", is_flag=True, help="Return when it trades: both locks are on chain, and XLN has turn 1.")
 @json_option
 def channel_open(folder: Path, peer: str, token: str, amount: str, peer_amount: str, wait: bool, as_json: bool) -> None:
     """Ask a peer for a channel."""

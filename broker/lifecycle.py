@@ -1,7 +1,7 @@
 """Opening and closing channels: what must happen besides the turns, with the peer, XLN and the chain.
 
     opening   terms agreed -> own lock signed by XLN -> registered on chain and shown to the peer -> turn 0, turn 1
-    active    the journal with turn 1 is shown to XLN before the locks' openBy
+    active    the journal with turn 1 is shown to XLN before the locks' openBy; then orders flow
     final     the journal is handed to XLN -> attestations -> conclude -> the peer's custody pays -> settled
 
 Nothing here is remembered only in memory: each pass looks at the channel, the database and the chain, and does the next
@@ -37,7 +37,7 @@ from channel.units import (
     parse_hex,
     parse_uint,
 )
-from contracts.network import LockStatus
+from contracts.network import Custody, LockStatus
 from node import logs
 from node.store import Statement
 from rpc.jsonrpc import RemoteError
@@ -198,6 +198,13 @@ class Lifecycle:
         found = await self._chain.collateral.broker_of(broker)
         if found is None or found[0] != custody:
             raise PeerFault(Code.BROKER_UNKNOWN, f"{format_address(broker)} is not registered with that custody")
+        # What a custody pays is up to its attestors, whom its broker chose: XLN must suffice, and be the only one.
+        contract = Custody(self._chain.client, custody)
+        attestors, threshold = await contract.attestors(), await contract.threshold()
+        if (attestors, threshold) != ((self._config.network.xln,), 1):
+            raise PeerFault(
+                Code.CHANNEL_TERMS, f"the custody of {format_address(broker)} must have XLN as its one attestor"
+            )
 
     async def _require_collateral(self, token: Address, amount: int) -> None:
         free = await self._chain.collateral.free(self._me, token)
@@ -423,7 +430,7 @@ class Lifecycle:
 
     async def _collect(self, desk: Desk, outcome: bytes, attestation: Attestation) -> None:
         """A custody pays the other, once; what it was short of is a claim that is asked for again."""
-        custody = type(self._chain.custody)(self._chain.client, attestation.custody)
+        custody = Custody(self._chain.client, attestation.custody)
         if not await custody.paid_out(desk.channel_id):
             receipt = await custody.payout(
                 self._chain.sender,

@@ -81,6 +81,8 @@ class Chain:
         self.terms_hash = ZERO_HASH
         self.lock: tuple[LockStatus, int] = (LockStatus.NONE, 0)
         self.concluded = False
+        self.attestors: tuple[Address, ...] = (XLN.address,)
+        self.threshold = 1
         self.paid: set[Address] = set()
         self.sent: list[tuple[str, Address]] = []
         self.asked: list[str] = []
@@ -96,6 +98,10 @@ class Chain:
             case "brokers":
                 (broker,) = decode_values(["address"], call.data[4:])
                 return custody_of(broker), "ws://127.0.0.1:1"
+            case "attestors":
+                return (self.attestors,)
+            case "threshold":
+                return (self.threshold,)
             case "free":
                 return (10 * LOCK,)
             case "lockOf":
@@ -274,6 +280,19 @@ async def assert_no_room(driven: Driven) -> None:
     with pytest.raises(LocalRefusal) as refused:
         await driven.proposed_by(OTHER.address, NOW + 1)
     assert refused.value.code is Code.CHANNEL_PHASE
+
+
+@pytest.mark.parametrize(
+    ("attestors", "threshold"), [((OTHER.address,), 1), ((XLN.address, OTHER.address), 1), ((XLN.address,), 2), ((), 1)]
+)
+async def test_a_peer_whose_custody_does_not_answer_to_xln_alone_gets_no_channel(
+    opener: Driven, attestors: tuple[Address, ...], threshold: int
+) -> None:
+    opener.endpoint.attestors, opener.endpoint.threshold = attestors, threshold
+    with pytest.raises(PeerFault) as refused:
+        await opener.proposed_by(peer_of(opener), NOW)
+    assert refused.value.code is Code.CHANNEL_TERMS
+    assert not opener.node.core.desks
 
 
 # -- what ends an opening
